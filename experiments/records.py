@@ -1,0 +1,256 @@
+"""Read runs back from their directories: tidy frames, statistics over seeds, the summary table."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments.errors import UserError
+
+GROUP = ["experiment", "data", "method", "budget"]
+METRICS = ["train_loss", "test_loss", "test_accuracy"]
+METHODS = ["exact", "checkpoint", "small_batch", "rad_same", "rad_diff", "rad_proj", "rad_round"]
+BUDGET_FREE = ["exact", "checkpoint"]
+LEVEL = 0.95
+SEPARATOR = "; "
+INTERVAL = "95 % Student-t interval of the mean over seeds"
+
+_TEXT = ["status", "experiment", "method", "model", "data"]
+_NUMBERS = ["budget", "seed", "iterations", "batch_size", "saved_bytes", "exact_saved_bytes", "parameters"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Several runs, read from disk.
+
+    Attributes:
+        runs: One row per run: the fields of meta.json, `run` (its directory), `finished`, and from its sessions
+            `commits`, `dirty`, `hardware` and `software`.
+        curves: One row per evaluation, with every column of `runs`; a value that was not recorded is NaN, a loss
+            that was recorded as NaN is infinite.
+
+    The budget of `exact` and `checkpoint`, which do not read it, is NaN.
+    """
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+    def studies(self) -> Iterator[tuple[str, str, Runs]]:
+        """Yield (experiment, data, the runs of both), in alphabetical order."""
+        for (experiment, data), part in self.runs.groupby(["experiment", "data"]):
+            curves = self.curves[self.curves["run"].isin(part["run"])]
+            yield experiment, data, Runs(part.reset_index(drop=True), curves.reset_index(drop=True))
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """List every directory at or below `paths` that holds a meta.json or a metrics.jsonl.
+
+    Raises:
+        UserError: If one of the paths is not a directory or leads to no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory; give run directories or a folder above them")
+        folders = {file.parent for name in ("meta.json", "metrics.jsonl") for file in path.rglob(name)}
+        if not folders:
+            raise UserError(f"{path} holds no run, which is a directory with meta.json and metrics.jsonl")
+        found |= {folder.resolve(): folder for folder in folders}
+    return sorted(found.values())
+
+
+def load_runs(paths: Iterable[str | Path]) -> Runs:
+    """Read all runs at or below `paths`; what cannot be read is named in a warning and left out.
+
+    Of runs that agree in all of `GROUP` and seed one is kept (a finished, else the longest, else the latest): a seed
+    counted twice would narrow the interval.
+
+    Raises:
+        UserError: If a path leads to no run, or if none can be read.
+    """
+    rows, evaluations = [], []
+    for path in find_runs(paths):
+        try:
+            row = _read_meta(path / "meta.json")
+            records = _read_records(path / "metrics.jsonl", row)
+        except (OSError, ValueError) as error:
+            reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else error
+            warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
+            continue
+        rows.append({"run": str(path), **row})
+        evaluations += [{"run": str(path), **record} for record in records]
+    if not rows:
+        raise UserError("None of the directories found holds a run that can be read")
+
+    runs = pd.DataFrame(rows).sort_values(["finished", "iterations", "started", "run"])
+    kept = runs.drop_duplicates([*GROUP, "seed"], keep="last")
+    for path in runs["run"][~runs["run"].isin(kept["run"])]:
+        reason = "another run has its experiment, data, method, budget and seed"
+        warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
+    kept = _in_order(kept, "seed")
+
+    curves = pd.DataFrame(evaluations)
+    curves = curves.reindex(columns=list(dict.fromkeys(["run", "iteration", *METRICS, *curves.columns])))
+    # A resumed run repeats the evaluations after its checkpoint: the later record of an iteration is the valid one.
+    curves = curves.groupby(["run", "iteration"], as_index=False).last()
+    return Runs(kept, kept.merge(curves, on="run"))
+
+
+def mean_interval(values: Iterable[float]) -> tuple[int, float, float]:
+    """Return n, the mean and the half-width of its 95 % t interval; the half-width is NaN for n = 1."""
+    series = pd.Series(list(values), dtype=float).dropna()
+    return len(series), float(series.mean()), float(_half_width(series.std(), len(series)))
+
+
+def curve_statistics(df: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Average one metric over seeds, separately for every method, budget and iteration.
+
+    Args:
+        df: `Runs.curves`.
+        metric: Name of one of its columns; evaluations without a value for it are passed over.
+
+    Returns:
+        Columns experiment, data, method, budget, metric, iteration, n, mean, low, high; low and high are NaN for n = 1.
+    """
+    values = df[[*GROUP, "iteration", metric]].dropna(subset=[metric])
+    groups = values.groupby([*GROUP, "iteration"], dropna=False)[metric]
+    table = groups.agg(n="count", mean="mean", std="std").reset_index()
+    half = _half_width(table.pop("std"), table["n"])
+    table.insert(len(GROUP), "metric", metric)
+    return _in_order(table.assign(low=table["mean"] - half, high=table["mean"] + half), "iteration")
+
+
+def summary_table(runs: Runs, target_loss: float) -> pd.DataFrame:
+    """Summarize runs in one row per (experiment, data, method, budget).
+
+    A column `x_half` is the half-width of the 95 % t interval of the mean `x`. Iterations to the target are those of
+    the first evaluation with train_loss <= target_loss; their mean is NaN unless every seed got there, because the
+    mean of the successful ones alone would flatter the method. The final values of a run that failed or goes on are
+    those of its last evaluation; `notes` counts such runs. Mixed commits and modified trees raise a warning.
+    """
+    per_run = runs.runs.set_index("run")
+    curves = runs.curves.sort_values("iteration")
+    per_run = per_run.join(curves.groupby("run")[["train_loss", "test_accuracy"]].last())
+    per_run["reached_at"] = curves[curves["train_loss"] <= target_loss].groupby("run")["iteration"].min()
+
+    rows = []
+    for key, part in per_run.groupby(GROUP, dropna=False):
+        row = dict(zip(GROUP, key, strict=True)) | {"n": len(part), "batch_size": union(part["batch_size"].astype(str))}
+        row["saved_bytes"] = part["saved_bytes"].mean()
+        row["bytes_ratio"] = (part["saved_bytes"] / part["exact_saved_bytes"]).mean()
+        reached = int(part["reached_at"].notna().sum())
+        row |= {"target_loss": target_loss, "reached": reached if part["train_loss"].notna().any() else math.nan}
+        part = part.assign(iterations_to_target=part["reached_at"] if reached == len(part) else math.nan)
+        for name in ("iterations_to_target", "train_loss", "test_accuracy"):
+            _, row[name], row[f"{name}_half"] = mean_interval(part[name])
+        row["step_ms"] = part["step_ms"].mean()
+        row |= {"unfinished": int((~part["finished"]).sum()), "commits": union(part["commits"])}
+        rows.append(row | {"notes": SEPARATOR.join(_notes(part))})
+
+    commits = union(runs.runs["commits"])
+    if SEPARATOR in commits:
+        warnings.warn(f"The table mixes runs of different code: {commits}", stacklevel=2)
+    elif runs.runs["dirty"].any():
+        warnings.warn(f"Runs come from a tree with uncommitted changes: {commits}", stacklevel=2)
+    return _in_order(pd.DataFrame(rows))
+
+
+def union(texts: Iterable[str]) -> str:
+    """Join the distinct parts of texts that are themselves such joins."""
+    return SEPARATOR.join(sorted({part for text in texts for part in text.split(SEPARATOR)}))
+
+
+def _read_meta(path: Path) -> dict:
+    meta = _object(path.read_text(encoding="utf-8"), path.name)
+    wrong = [key for key in _TEXT if not isinstance(meta.get(key), str)]
+    wrong += [key for key in _NUMBERS if not _is_number(meta.get(key))]
+    sessions = meta.get("sessions")
+    if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
+        wrong.append("sessions")
+    if wrong:
+        raise ValueError(f"meta.json lacks a valid {', '.join(wrong)}")
+    dirty = [bool(session.get("dirty")) for session in sessions]
+    names = [str(session.get("commit") or "unknown")[:10] for session in sessions]
+    return {key: meta[key] for key in [*_TEXT, *_NUMBERS]} | {
+        "step_ms": float(meta["step_ms"]) if _is_number(meta.get("step_ms")) else math.nan,
+        "budget": math.nan if meta["method"] in BUDGET_FREE else float(meta["budget"]),
+        "finished": meta["status"] == "finished",
+        "started": str(sessions[-1].get("started") or ""),
+        "commits": union(name + "-dirty" * flag for name, flag in zip(names, dirty, strict=True)),
+        "dirty": any(dirty),
+        "hardware": union(_hardware(session) for session in sessions),
+        "software": union(f"Python {s.get('python', '?')} with torch {s.get('torch', '?')}" for s in sessions),
+    }
+
+
+def _hardware(session: dict) -> str:
+    cpu, device, threads = (session.get(key, "unknown") for key in ("cpu", "device", "threads"))
+    return f"{cpu}, device {device}, threads used: {threads}"
+
+
+def _read_records(path: Path, row: dict) -> list[dict]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _object(line, f"line {number}")
+            if not _is_number(record.get("iteration")):
+                raise ValueError(f"line {number} names no iteration")
+        except ValueError as error:
+            # A killed run stops in the middle of its last line; anywhere else a bad line is worth a word.
+            if number < len(lines):
+                warnings.warn(f"{path} is read without one line: {error}", stacklevel=3)
+            continue
+        if record.get("data", row["data"]) != row["data"]:
+            raise ValueError(f"its records name the data set {record['data']} and its meta.json {row['data']}")
+        records.append({key: value for key, value in record.items() if _is_number(value) and key not in row})
+    if not records:
+        raise ValueError("metrics.jsonl holds no evaluation")
+    return records
+
+
+def _object(text: str, name: str) -> dict:
+    try:
+        # NaN is a diverged loss. As infinity it stays in the mean; as NaN it would vanish like a value not recorded.
+        value = json.loads(text, parse_constant=lambda _: math.inf)
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float:
+    return stats.t.ppf((1 + LEVEL) / 2, np.subtract(n, 1)) * std / np.sqrt(n)
+
+
+def _in_order(table: pd.DataFrame, *more: str) -> pd.DataFrame:
+    rank = table["method"].map(lambda name: METHODS.index(name) if name in METHODS else len(METHODS))
+    columns = ["experiment", "data", "rank", "method", "budget", *more]
+    return table.assign(rank=rank).sort_values(columns, ignore_index=True).drop(columns="rank")
+
+
+def _notes(part: pd.DataFrame) -> Iterator[str]:
+    for status, count in part["status"][~part["finished"]].value_counts().items():
+        # A killed run still says that it is running.
+        yield f"{count} of {len(part)} {'failed' if status == 'failed' else 'unfinished'}"
+    if SEPARATOR in union(part["commits"]):
+        yield "mixed commits"
+    if part["dirty"].any():
+        yield "uncommitted changes"
+    for name in ("model", "iterations", "batch_size"):
+        if part[name].nunique() > 1:
+            yield f"mixed {name}"

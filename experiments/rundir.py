@@ -1,0 +1,168 @@
+"""The files of one run, written such that a kill at any moment is harmless."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from experiments.errors import UserError
+
+__all__ = ["RunDir"]
+
+# Settings that do not change what a run computes; a run may be resumed with others.
+_OWN = (".lock", "config.yaml.partial")
+PASSING = ("runs", "run_dir", "device", "threads", "tracker", "data.root")
+
+
+class RunDir:
+    """The files of one run.
+
+    Attributes:
+        path: The directory: ``config.yaml``, ``meta.json``, ``metrics.jsonl``, ``checkpoint.pt``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def claimed(self, config: dict[str, Any]) -> Iterator[None]:
+        """Makes the directory, or goes on in one that holds the same config, and locks it meanwhile.
+
+        Raises:
+            UserError: If it cannot be written, belongs to another config, or another process works in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"another process works in {self.path}; wait for it, or set another run_dir") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"{self.path} cannot be written ({reason}); set runs or run_dir to another place"
+            ) from error
+        with lock:
+            self.refuse_foreign(config)
+            _replace(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+            yield
+
+    def refuse_foreign(self, config: dict[str, Any]) -> None:
+        """Refuses a directory that holds something else than a run of this config.
+
+        Raises:
+            UserError: Names the directory and where the configs differ.
+        """
+        file = self.path / "config.yaml"
+        if file.exists():
+            try:
+                found = yaml.safe_load(file.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                found = None
+            changed = sorted(_differences(_lasting(found), _lasting(config)))
+            if changed:
+                raise UserError(
+                    f"{self.path} belongs to a run with another config (it differs in {', '.join(changed)}); "
+                    "set another run_dir, or delete that directory"
+                )
+        elif self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
+            raise UserError(f"{self.path} holds files but no config.yaml, so is no run directory; set another run_dir")
+
+    def meta(self) -> dict[str, Any]:
+        """The meta data written so far."""
+        file = self.path / "meta.json"
+        try:
+            return json.loads(file.read_text()) if file.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}); delete it and run the same command again") from error
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        """Replaces the meta data."""
+        _replace(self.path / "meta.json", json.dumps(meta, indent=2).encode())
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds one line to the records."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records; a last line that was cut off does not count."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, iteration: int) -> None:
+        """Drops the records after an iteration: those that a killed run wrote after its last checkpoint."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["iteration"] <= iteration]
+        _replace(self.path / "metrics.jsonl", "".join(kept).encode())
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint."""
+        partial = self.path / "checkpoint.partial"
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / "checkpoint.pt")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, on the CPU, or ``None`` if there is none yet.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+            ValueError,
+            KeyError,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{file} is damaged ({reason}); delete it to begin this run anew, its records included"
+            ) from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(file)
+
+
+def _lasting(config: Any) -> dict[str, Any]:
+    """All settings by dotted name, but for those that a run may be resumed without."""
+
+    def flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, value
+
+    settings = dict(flatten(config, ""))
+    return {k: v for k, v in settings.items() if not any(k == p or k.startswith(f"{p}.") for p in PASSING)}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
+    return {key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...)}

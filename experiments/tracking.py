@@ -1,0 +1,73 @@
+"""Trackers mirror the records of a run; nothing reads from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.errors import UserError
+
+__all__ = ["NoTracker", "Tracker", "Wandb"]
+
+
+class Tracker(Protocol):
+    """Receives what is written to the run directory."""
+
+    def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
+        """Begins or, after an interruption, goes on with the run of this directory."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Takes one record of ``metrics.jsonl``."""
+
+    def finish(self, failed: bool = False) -> None:
+        """Ends the run."""
+
+
+class NoTracker:
+    """Mirrors nothing."""
+
+    def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None: ...
+
+    def log(self, record: dict[str, Any]) -> None: ...
+
+    def finish(self, failed: bool = False) -> None: ...
+
+
+class Wandb:
+    """Weights & Biases: group = experiment, job type = method, one run for each run directory.
+
+    Args:
+        project: Name of the project.
+        mode: ``online``, ``offline`` or ``disabled``.
+    """
+
+    def __init__(self, project: str, mode: str = "offline") -> None:
+        if mode not in ("online", "offline", "disabled"):
+            raise UserError(f"tracker.mode must be online, offline or disabled, got {mode!r}")
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("tracker=wandb needs its package: pip install -e '.[wandb]', or tracker=none") from error
+        self._wandb = wandb
+        self._project = project
+        self._mode = mode
+        self._run: Any = None
+
+    def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
+        self._run = self._wandb.init(
+            project=self._project,
+            mode=self._mode,
+            dir=str(run_dir),
+            name=run_dir.name,
+            group=meta["experiment"],
+            job_type=meta["method"],
+            tags=[meta["data"], meta["model"]],
+            config={**config, "meta": meta},
+            settings=self._wandb.Settings(silent=True),
+        )
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._run.log({k: v for k, v in record.items() if k != "iteration"}, step=record["iteration"])
+
+    def finish(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))

@@ -1,0 +1,21 @@
+"""Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
+
+from rad import functional, measure, nn, sketch
+from rad.nn import convert, revert
+from rad.sketch import BudgetFloorWarning, Exact, Project, Rounding, Sample, Sketch
+
+__all__ = [
+    "BudgetFloorWarning",
+    "Exact",
+    "Project",
+    "Rounding",
+    "Sample",
+    "Sketch",
+    "convert",
+    "functional",
+    "measure",
+    "nn",
+    "revert",
+    "sketch",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,9 @@
+"""Random summaries of tensors. Every memory saving in this project goes through the contract in ``base``."""
+
+from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
+from rad.sketch.exact import Exact
+from rad.sketch.project import Project
+from rad.sketch.rounding import Rounding
+from rad.sketch.sample import Sample
+
+__all__ = ["BudgetFloorWarning", "Compressed", "Exact", "Project", "Rounding", "Sample", "Sketch", "check_budget"]

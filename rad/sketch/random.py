@@ -1,0 +1,97 @@
+"""Counter-based random numbers: number ``i`` of a stream is a hash of ``seed + i``.
+
+Nothing but the seed is needed to draw the same numbers again, on any device: the integer arithmetic is the same
+everywhere. The hash is SplitMix64.
+
+References:
+    Steele, Lea, Flood. Fast splittable pseudorandom number generators. OOPSLA 2014. doi:10.1145/2660193.2660195.
+    Salmon, Moraes, Dror, Shaw. Parallel random numbers: as easy as 1, 2, 3. SC 2011. doi:10.1145/2063384.2063405.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rad.sketch import kernels
+
+__all__ = ["Stream"]
+
+_SPREAD = 0x2545F4914F6CDD1D  # any odd number of some size that the hash does not use itself
+
+
+class Stream:
+    """Random numbers from one seed, in the order in which they are asked for.
+
+    Attributes:
+        seed: The 64-bit seed; small changes of it give unrelated streams.
+        device: Where the numbers are made.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        self.device = device
+        # Spread out, so that the counters of neighbouring seeds lie far apart.
+        self._counter = _signed(seed * _SPREAD)
+
+    def words(self, count: int) -> Tensor:
+        """int64 ``[count]`` of 64 random bits each."""
+        start = self._advance(count)
+        if kernels.usable(self.device, torch.float32):
+            out = torch.empty(count, dtype=torch.int64)
+            kernels.hash_words(start, out.numpy())
+            return out
+        return _hash(torch.arange(count, device=self.device) + start)
+
+    def integers(self, bound: int, shape: tuple[int, ...]) -> Tensor:
+        """int64 of the given shape, uniform in [0, bound) up to a relative bound/2^32."""
+        count = math.prod(shape)
+        if kernels.usable(self.device, torch.float32):
+            out = torch.empty(shape, dtype=torch.int64)
+            kernels.integers(self._advance(count), bound, out.numpy().reshape(-1))
+            return out
+        return ((self.words(count) >> 32 & 0xFFFFFFFF) * bound >> 32).view(shape)
+
+    def uniform(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Multiples of 2^-23, uniform in [0, 1): the sum of two is exact in float32."""
+        count = math.prod(shape)
+        if kernels.usable(self.device, dtype):
+            out = torch.empty(shape, dtype=dtype)
+            kernels.uniform(self._advance(count), out.numpy().reshape(-1))
+            return out
+        return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
+
+    def signs(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Independent Rademacher signs ±1, of one random bit each."""
+        count = math.prod(shape)
+        words = -(-count // 64)
+        if kernels.usable(self.device, dtype):
+            out = torch.empty(64 * words, dtype=dtype)
+            kernels.signs(self._advance(words), out.numpy())
+        else:
+            bits = self.words(words)[:, None] >> torch.arange(64, device=self.device) & 1
+            out = bits.view(-1).to(dtype).mul_(2).sub_(1)
+        return out[:count].view(shape)
+
+    def _advance(self, count: int) -> int:
+        start = self._counter
+        self._counter = _signed(start + count)
+        return start
+
+
+def _signed(value: int) -> int:
+    """Wraps around as 64-bit integers do."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+# SplitMix64 in signed arithmetic, which torch has on every device: the masks make its shifts logical.
+_GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+def _hash(counter: Tensor) -> Tensor:
+    z = counter * _GOLDEN
+    z = (z ^ (z >> 30 & 2**34 - 1)) * _FIRST
+    z = (z ^ (z >> 27 & 2**37 - 1)) * _SECOND
+    return z ^ (z >> 31 & 2**33 - 1)

@@ -1,0 +1,125 @@
+"""Randomized rounding to a few bits."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rad.sketch import kernels
+from rad.sketch.base import Compressed, Sketch, kept_count
+from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack, unpack_planes
+from rad.sketch.random import Stream
+
+__all__ = ["Rounding"]
+
+_RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
+_RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
+
+
+@dataclass(frozen=True)
+class Rounding(Sketch):
+    """Keeps every element, randomly rounded to ``b`` bits within the range of its group.
+
+    Elements are taken in order, up to ``group`` at a time. A group keeps its lowest value and its step, both rounded
+    *outward* to bfloat16 before anything is rounded to them, so that the estimate is unbiased in what is really
+    stored. An element at ``v`` steps becomes ``⌊v + u⌋`` with ``u`` uniform in [0, 1), whose expectation is ``v``.
+
+    ``u`` is the sum modulo 1 of one uniform number per group and one per place in the group. Any two such sums
+    are independent, so means and variances of every linear function of the estimate are those of fully independent
+    rounding, with ``elements/group + group`` random numbers in place of one per element.
+
+    The variance of an element is at most ``r²/(4 (2ᵇ − 1)²)`` for a stored range ``r`` of its group. ``b`` is the
+    largest number of bits within the budget, at most 16: beyond that float32 arithmetic itself would be biased.
+
+    Attributes:
+        group: The most elements that share a range; as many do as divide the tensor without remainder.
+
+    Raises:
+        ValueError: If ``group`` is less than 1.
+
+    References:
+        Named as future work in §7 of the paper (arXiv:2007.10412).
+    """
+
+    group: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
+            raise ValueError(f"group must be a positive whole number of elements, got {self.group!r}")
+
+    def bits(self, count: int, itemsize: int) -> int:
+        """Bits per element for ``count`` elements of ``itemsize`` bytes each."""
+        ranges = -(-count // _group_size(count, self.group)) * _RANGE_BYTES
+        allowed = (self.budget * count * itemsize - ranges) / packed_bytes(count, 1)
+        return min(kept_count(allowed, f"bits for each of {count} elements"), MAX_BITS)
+
+    def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
+        bits, size = self.bits(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
+        x = x.reshape(-1).to(_compute_dtype(x.dtype))
+        # One random number for each group, then one for each place in a group.
+        dither = stream.uniform((-(-len(x) // size) + size,), x.dtype)
+        levels, ranges = _round(x, size, bits, dither)
+        return pack(levels, bits), ranges
+
+    def _expand(self, compressed: Compressed) -> Tensor:
+        packed, ranges = compressed.kept
+        count, dtype = compressed.shape.numel(), _compute_dtype(compressed.dtype)
+        bits, size = self.bits(count, compressed.dtype.itemsize), _group_size(count, self.group)
+        estimate = _rebuild(packed, bits, size, ranges, torch.empty(count, dtype=dtype, device=packed.device))
+        return estimate.view(compressed.shape).to(compressed.dtype)
+
+
+@functools.cache
+def _group_size(count: int, limit: int) -> int:
+    """Elements to a group: the largest divisor of ``count`` in (limit/2, limit], or ``limit`` if there is none."""
+    return next((size for size in range(limit, limit // 2, -1) if count % size == 0), limit)
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _round(x: Tensor, size: int, bits: int, dither: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels ``[count]`` of the elements and stored ranges ``[2, groups]`` (lowest values, steps) of their groups."""
+    groups = len(dither) - size
+    # A step must reach beyond the highest value even after it has been rounded, to nearest, to eight significant
+    # bits: a stretch of 2^-8 outweighs that. The smallest step is for groups of equal values.
+    stretch, tiny = (1 + 2.0**-8) / (2**bits - 1), torch.finfo(_RANGE_DTYPE).tiny
+    # Signed, for conversion from floating point to unsigned bytes is slow; eight bits need more.
+    levels = torch.empty_like(x, dtype=torch.int8 if bits < 8 else torch.int32)
+    if kernels.usable(x.device, x.dtype):
+        ranges = torch.empty(2, groups)
+        real = np.float32 if x.dtype == torch.float32 else np.float64
+        arrays = (t.detach().numpy() for t in (dither, levels, ranges))
+        kernels.round_groups(x.detach().numpy(), size, real(stretch), real(tiny), *arrays)
+        return levels, ranges.to(_RANGE_DTYPE)
+    grouped = _grouped(x, size)
+    low, high = grouped.amin(1), grouped.amax(1)
+    stored_low = torch.add(low, low.abs(), alpha=-(2.0**-8)).to(_RANGE_DTYPE)  # outward, as for the step
+    step = (high - stored_low.to(x.dtype)).mul_(stretch).clamp_min_(tiny).to(_RANGE_DTYPE)
+    u = (dither[:groups, None] + dither[groups:]).frac_()
+    steps = (grouped - stored_low.to(x.dtype)[:, None]).mul_(step.to(x.dtype).reciprocal()[:, None]).add_(u)
+    return levels.copy_(steps.view(-1)[: len(x)]), torch.stack([stored_low, step])
+
+
+def _rebuild(packed: Tensor, bits: int, size: int, ranges: Tensor, out: Tensor) -> Tensor:
+    """``low + level · step`` by groups, in ``out`` ``[count]``."""
+    if kernels.usable(out.device, out.dtype):
+        flags = unpack_planes(packed, len(out))
+        kernels.rebuild(flags.numpy(), size, ranges.float().numpy(), out.numpy())
+        return out
+    low, step = ranges.to(out.dtype)[:, :, None]
+    grouped = _grouped(unpack(packed, bits, len(out)).to(out.dtype), size)
+    return out.copy_(grouped.mul_(step).add_(low).view(-1)[: len(out)])
+
+
+def _grouped(x: Tensor, size: int) -> Tensor:
+    """``x`` ``[count]`` as ``[groups, size]``, the last group filled up with the last value."""
+    missing = -len(x) % size
+    return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, size)

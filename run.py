@@ -1,0 +1,31 @@
+"""One run or a sweep of runs: python run.py method=rad_proj budget=0.1. All settings: configs/, or --help."""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.errors import UserError
+from experiments.study import study
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def main(config: DictConfig) -> None:
+    try:
+        study(config)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other runs of the sweep go on
+            raise CompactHydraException(f"error: {error}") from None
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
