@@ -86,13 +86,13 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
     Raises:
         ValueError: If there are several experiments or data sets; see `Runs.studies`.
     """
+    lines = _lines(curves)
     studies = curves[["experiment", "data"]].drop_duplicates()
     if len(studies) != 1:
-        raise ValueError(f"one figure shows one experiment on one data set, got {len(studies)}")
+        raise ValueError(f"a figure shows one experiment on one data set, got {len(studies)}")
     experiment, data = studies.iloc[0]
-    lines = _lines(curves)
     with style():
-        figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(10.5, 4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
@@ -100,10 +100,11 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
         figure.suptitle(f"{experiment} on {data}{_budgets(curves)}", fontsize=12, fontweight="bold")
         found = {line.get_label(): line for axes in panels for line in axes.get_lines()}
         labels = [line.label for line in lines if line.label in found]
-        rows = math.ceil(sum(len(label) + 8 for label in labels) / _LEGEND_WIDTH)
-        columns = math.ceil(len(labels) / max(rows, 1))
+        widths = [len(label) + 8 for label in labels] or [1]
+        columns = len(widths) if sum(widths) <= _LEGEND_WIDTH else max(1, _LEGEND_WIDTH // max(widths))
+        figure.set_figheight(4.0 + 0.2 * math.ceil(len(widths) / columns))
         handles = [found[label] for label in labels]
-        figure.legend(handles, labels, title=_caption(curves), loc="outside lower center", ncols=max(columns, 1))
+        figure.legend(handles, labels, title=_caption(curves), loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -142,8 +143,7 @@ def table_markdown(table: pd.DataFrame, runs: Runs, command: str) -> str:
         f"- Command: `{command}`",
         "",
     ]
-    several = table[["experiment", "data"]].drop_duplicates().shape[0] > 1
-    cells = [_table_row(row, several) for _, row in table.iterrows()]
+    cells = [_table_row(row, several=table[["experiment", "data"]].nunique().max() > 1) for _, row in table.iterrows()]
     lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
     return "\n".join(header + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
 
@@ -188,8 +188,7 @@ def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, lines: list[_
         axes.text(0.5, 0.5, "not recorded in these runs", transform=axes.transAxes, ha="center", color="#666666")
         return
     is_loss = metric.endswith("loss")
-    if is_loss:
-        axes.set_yscale("log")
+    axes.set_yscale("log" if is_loss else "linear")
     statistics = statistics.replace([np.inf, -np.inf], np.nan)
     columns = ["mean", "low", "high"]
     statistics[columns] *= 1 if is_loss else 100

@@ -20,7 +20,6 @@ GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]
 METHODS = ["exact", "checkpoint", "small_batch", "rad_same", "rad_diff", "rad_proj", "rad_round"]
 BUDGET_FREE = ["exact", "checkpoint"]
-LEVEL = 0.95
 SEPARATOR = "; "
 INTERVAL = "95 % Student-t interval of the mean over seeds"
 
@@ -36,9 +35,7 @@ class Runs:
         runs: One row per run: the fields of meta.json, `run` (its directory), `finished`, and from its sessions
             `commits`, `dirty`, `hardware` and `software`.
         curves: One row per evaluation, with every column of `runs`; a value that was not recorded is NaN, a loss
-            that was recorded as NaN is infinite.
-
-    The budget of `exact` and `checkpoint`, which do not read it, is NaN.
+            that was recorded as NaN is infinite, and the budget of a method that does not read it is NaN.
     """
 
     runs: pd.DataFrame
@@ -71,8 +68,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 def load_runs(paths: Iterable[str | Path]) -> Runs:
     """Read all runs at or below `paths`; what cannot be read is named in a warning and left out.
 
-    Of runs that agree in all of `GROUP` and seed one is kept (a finished, else the longest, else the latest): a seed
-    counted twice would narrow the interval.
+    Of runs that agree in all of `GROUP` and seed, the finished, longest, latest one is kept: none may count twice.
 
     Raises:
         UserError: If a path leads to no run, or if none can be read.
@@ -94,10 +90,8 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     runs = pd.DataFrame(rows).sort_values(["finished", "iterations", "started", "run"])
     kept = runs.drop_duplicates([*GROUP, "seed"], keep="last")
     for path in runs["run"][~runs["run"].isin(kept["run"])]:
-        reason = "another run has its experiment, data, method, budget and seed"
-        warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
+        warnings.warn(f"{path} is left out: another run has its method, seed and (if read) budget", stacklevel=2)
     kept = _in_order(kept, "seed")
-
     curves = pd.DataFrame(evaluations)
     curves = curves.reindex(columns=list(dict.fromkeys(["run", "iteration", *METRICS, *curves.columns])))
     # A resumed run repeats the evaluations after its checkpoint: the later record of an iteration is the valid one.
@@ -108,7 +102,8 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
 def mean_interval(values: Iterable[float]) -> tuple[int, float, float]:
     """Return n, the mean and the half-width of its 95 % t interval; the half-width is NaN for n = 1."""
     series = pd.Series(list(values), dtype=float).dropna()
-    return len(series), float(series.mean()), float(_half_width(series.std(), len(series)))
+    with np.errstate(invalid="ignore"):  # a diverged run makes the mean infinite and its interval NaN
+        return len(series), float(series.mean()), float(_half_width(series.std(), len(series)))
 
 
 def curve_statistics(df: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -121,8 +116,7 @@ def curve_statistics(df: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns:
         Columns experiment, data, method, budget, metric, iteration, n, mean, low, high; low and high are NaN for n = 1.
     """
-    values = df[[*GROUP, "iteration", metric]].dropna(subset=[metric])
-    groups = values.groupby([*GROUP, "iteration"], dropna=False)[metric]
+    groups = df.dropna(subset=[metric]).groupby([*GROUP, "iteration"], dropna=False)[metric]
     table = groups.agg(n="count", mean="mean", std="std").reset_index()
     half = _half_width(table.pop("std"), table["n"])
     table.insert(len(GROUP), "metric", metric)
@@ -234,7 +228,7 @@ def _is_number(value: object) -> bool:
 
 
 def _half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float:
-    return stats.t.ppf((1 + LEVEL) / 2, np.subtract(n, 1)) * std / np.sqrt(n)
+    return stats.t.ppf(0.975, np.subtract(n, 1)) * std / np.sqrt(n)
 
 
 def _in_order(table: pd.DataFrame, *more: str) -> pd.DataFrame:

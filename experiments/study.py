@@ -23,7 +23,7 @@ from experiments.rundir import RunDir
 from experiments.tracking import Tracker
 from experiments.train import Evaluation, Trainer, generator, loss
 
-__all__ = ["build", "run_directory", "study", "validate"]
+__all__ = ["build", "make", "run_directory", "study", "validate"]
 
 
 def study(config: DictConfig) -> Path:
@@ -46,7 +46,7 @@ def study(config: DictConfig) -> Path:
         print(f"{path} is finished already; delete it to run it again")
     else:
         trainer, meta = build(config)
-        tracker = _instantiate(config.tracker)
+        tracker = make(config.tracker)
         with run.claimed(settings):
             _train(run, trainer, meta, tracker, settings)
     _summarize(run)
@@ -88,8 +88,12 @@ def run_directory(config: DictConfig) -> Path:
     return Path(config.runs) / _experiment() / (HydraConfig.get().job.override_dirname or "default")
 
 
-def build(config: DictConfig) -> tuple[Trainer, dict[str, Any]]:
+def build(config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, dict[str, Any]]:
     """Everything a run is made of, and the meta data that can be said before it starts.
+
+    Args:
+        config: As composed by Hydra.
+        data: The data set, where it has been loaded already.
 
     Raises:
         UserError: If a part cannot be made as configured.
@@ -97,8 +101,8 @@ def build(config: DictConfig) -> tuple[Trainer, dict[str, Any]]:
     device = _device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    method: Method = _instantiate(config.method)
-    data: Dataset = _instantiate(config.data)
+    method: Method = make(config.method)
+    data = data or make(config.data)
     if config.batch_size > len(data.x_train):
         raise UserError(f"batch_size is {config.batch_size}, but {data.name} has {len(data.x_train)} training examples")
     if config.bootstrap:
@@ -106,7 +110,7 @@ def build(config: DictConfig) -> tuple[Trainer, dict[str, Any]]:
     data = data.to(device)
 
     torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
-    model: nn.Module = _instantiate(config.model).to(device)
+    model: nn.Module = make(config.model).to(device)
     batch = _head(data, config.batch_size)
     batch_size = method.batch_size(model, batch, loss)
     meta = {
@@ -125,12 +129,12 @@ def build(config: DictConfig) -> tuple[Trainer, dict[str, Any]]:
     sketches = generator(config.seed, "sketches")
     model = method.prepare(model, sketches)
     torch.manual_seed(generator(config.seed, "forward pass").initial_seed())  # of models with dropout
-    optimizer = _instantiate(config.optimizer, model.parameters())
+    optimizer = make(config.optimizer, model.parameters())
     trainer = Trainer(
         model=model,
         data=data,
         optimizer=optimizer,
-        schedule=_instantiate(config.schedule, optimizer),
+        schedule=make(config.schedule, optimizer),
         iterations=config.iterations,
         full_batch=config.batch_size,
         batch_size=batch_size,
@@ -182,8 +186,12 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in resolved.items() if k != "run_dir"}
 
 
-def _instantiate(config: DictConfig, *args: Any) -> Any:
-    """The object a config node names; of a partial one, with the arguments that are still missing."""
+def make(config: DictConfig, *args: Any) -> Any:
+    """The object that a config node names; of a partial one, with the arguments that are still missing.
+
+    Raises:
+        UserError: If it refuses its arguments.
+    """
     try:
         made = instantiate(config)
         return made(*args) if args else made

@@ -96,7 +96,7 @@ class Trainer:
         total, steps = torch.zeros((), device=self.data.x_train.device), 0
         start = time.perf_counter()
         while self.iteration < self.iterations:
-            total += self._step()
+            total += self.step(*self.batch())
             steps += 1
             progress.update()
             if any(self.evaluation.due(self.iteration, self.iterations)):
@@ -114,6 +114,16 @@ class Trainer:
         chosen = torch.randint(len(self.data.x_train), size, generator=self.generators["batches"])[: self.batch_size]
         chosen = chosen.to(self.data.x_train.device)
         return self.data.normalize(self.data.x_train[chosen]), self.data.y_train[chosen]
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on a minibatch; returns its loss before the step."""
+        self.optimizer.zero_grad()
+        value = loss(self.model(x), y)
+        value.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.iteration += 1
+        return value.detach()
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -144,16 +154,6 @@ class Trainer:
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
         self.iteration, self.train_seconds = state["iteration"], state["train_seconds"]
-
-    def _step(self) -> Tensor:
-        x, y = self.batch()
-        self.optimizer.zero_grad()
-        value = loss(self.model(x), y)
-        value.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.iteration += 1
-        return value.detach()
 
     def _evaluate(
         self,

@@ -38,10 +38,9 @@ def linear(
         Output ``[..., o]``, bit for bit that of ``torch.nn.functional.linear``.
     """
     if torch.is_autocast_enabled(x.device.type):
-        # As stock autocast does: the cast is recorded here, and the layer keeps the low-precision input.
+        # As stock autocast does, which leaves float64 alone: the layer keeps the low-precision input.
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias, sketch, generator)

@@ -130,7 +130,8 @@ class _Watch:
         self.running.pop()
 
     def pack(self, tensor: Tensor) -> _Held:
-        held = _Held(tensor)
+        # An output that is saved comes with its graph; to hold on to that would keep freed parts of it alive.
+        held = _Held(tensor if tensor.is_leaf else tensor.detach())
         self.held.append((weakref.ref(held), self.running[-1] if self.running else None))
         return held
 

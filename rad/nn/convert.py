@@ -84,21 +84,18 @@ def convert(
     if not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch such as rad.Project(budget=0.1), got {sketch!r}")
     skipped = (skip,) if isinstance(skip, str) else tuple(skip)
-    names = dict(model.named_modules())
+    names = dict(model.named_modules(remove_duplicate=False))
     for name in skipped:
         if name not in names:
             raise ValueError(f"skip names {name!r}, but the model has only {', '.join(filter(None, names))}")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    revert(model)
-    chosen = [
-        module
-        for name, module in names.items()
-        if type(module) in _CONVERTED and not any(name == s or name.startswith(f"{s}.") for s in skipped)
-    ]
+    left = {module for name in skipped for module in names[name].modules()}
+    chosen = [m for m in model.modules() if _stock(m) in _CONVERTED and m not in left]
     if not chosen:
         known = ", ".join(sorted(stock.__name__ for stock in _CONVERTED))
         raise ValueError(f"nothing to convert: the model has no layer of the types {known} outside skip={skipped}")
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    revert(model)
     for module in chosen:
         module.__class__ = _CONVERTED[type(module)]
         module.__dict__["_rad_recipe"] = Recipe(sketch, generator)
@@ -114,8 +111,12 @@ def revert(model: nn.Module) -> nn.Module:
     Returns:
         ``model`` itself.
     """
-    stock = {converted: original for original, converted in _CONVERTED.items()}
     for module in model.modules():
         if module.__dict__.pop("_rad_recipe", None) is not None:
-            module.__class__ = stock[type(module)]
+            module.__class__ = _stock(module)
     return model
+
+
+def _stock(module: nn.Module) -> type[nn.Module]:
+    """The type of a module before it was converted."""
+    return next((stock for stock, converted in _CONVERTED.items() if type(module) is converted), type(module))

@@ -87,7 +87,7 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
         out = torch.empty_like(x)
         kernels.masked(x.numpy().reshape(-1), packed.numpy().reshape(-1), out.numpy().reshape(-1))
         return out
-    return x * unpack(packed, 1, x.numel()).view(x.shape)
+    return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 
 
 @functools.cache

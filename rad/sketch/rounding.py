@@ -88,9 +88,9 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _round(x: Tensor, size: int, bits: int, dither: Tensor) -> tuple[Tensor, Tensor]:
     """Levels ``[count]`` of the elements and stored ranges ``[2, groups]`` (lowest values, steps) of their groups."""
     groups = len(dither) - size
-    # A step must reach beyond the highest value even after it has been rounded, to nearest, to eight significant
-    # bits: a stretch of 2^-8 outweighs that. The smallest step is for groups of equal values.
-    stretch, tiny = (1 + 2.0**-8) / (2**bits - 1), torch.finfo(_RANGE_DTYPE).tiny
+    # The step must stay too large, by a margin that covers the arithmetic with it, after it has been rounded to eight
+    # significant bits: a stretch of 2^-7 outweighs that. The smallest step is for groups of equal values.
+    stretch, tiny = (1 + 2.0**-7) / (2**bits - 1), torch.finfo(_RANGE_DTYPE).tiny
     # Signed, for conversion from floating point to unsigned bytes is slow; eight bits need more.
     levels = torch.empty_like(x, dtype=torch.int8 if bits < 8 else torch.int32)
     if kernels.usable(x.device, x.dtype):

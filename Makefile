@@ -1,0 +1,43 @@
+# `make run` and `make test` need nothing but Python, make and a package index.
+PYTHON ?= python3.11
+BIN := .venv/bin
+ENV := .venv/.complete
+RUNS ?= runs
+OUT ?= results/plot
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(ENV) ## make .venv and install the project with everything for development
+
+$(ENV): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+run: $(ENV) ## the main job on real digits: random projection at a tenth of the bytes
+	$(BIN)/python run.py method=rad_proj budget=0.1
+
+test: $(ENV) ## all tests
+	$(BIN)/python -m pytest
+
+quick: $(ENV) ## the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow and not montecarlo'
+
+lint: $(ENV) ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(ENV) ## step time and saved bytes of every method against exact
+	$(BIN)/python scripts/bench.py
+
+plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
+	$(BIN)/python scripts/plot.py $(RUNS) --out $(OUT)
+
+clean: ## remove the environment; runs and results stay
+	rm -rf .venv
+
+.PHONY: help setup run test quick lint bench plot clean

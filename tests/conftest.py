@@ -1,0 +1,34 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from rad.sketch import kernels as compiled_loops
+
+# Examples are the same in every run, and a fixture may hold for all examples of a test: none of ours keeps state.
+settings.register_profile(
+    "rad",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("rad")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the compiled loops and again with their plain counterparts."""
+    if request.param == "compiled" and compiled_loops.numba is None:
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(compiled_loops, "enabled", request.param == "compiled")
+    return request.param

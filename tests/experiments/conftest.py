@@ -1,0 +1,71 @@
+"""A small data set in the place of MNIST, and run.py without a new process for each call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from digits import CONFIGS, write_digits
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import run
+
+
+@pytest.fixture
+def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a small MNIST, as RAD_DATA."""
+    folder = tmp_path / "data"
+    write_digits(folder)
+    write_digits(folder, "fashion_mnist")
+    monkeypatch.setenv("RAD_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_hydra() -> None:
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def config(digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a config as run.py does, on the small data unless told otherwise."""
+
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            common = ["data=mnist", f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1"]
+            made = compose("config", [*common, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(made)
+        return made
+
+    return composed
+
+
+@pytest.fixture
+def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Calls run.py with a command line; a run of a few seconds on the small data unless told otherwise."""
+    threads = torch.get_num_threads()
+
+    def call(*args: str) -> None:
+        given = {a.split("=", 1)[0] for a in args}
+        common = {
+            "data": "mnist",
+            "runs": str(tmp_path / "runs"),
+            "iterations": "4",
+            "batch_size": "30",
+            "threads": "1",
+        }
+        defaults = [f"{key}={value}" for key, value in common.items() if key not in given]
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["run.py", *defaults, *args])
+        try:
+            run.main()
+        finally:
+            torch.set_num_threads(threads)
+
+    return call

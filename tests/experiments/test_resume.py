@@ -1,0 +1,68 @@
+"""A run that is killed, at whatever moment, and started again ends like one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def start(path: Path, digits: Path, method: str) -> subprocess.Popen:
+    settings = ["data=mnist", "batch_size=30", "threads=1", "iterations=1500", "evaluate.test_every=10"]
+    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", f"method={method}", *settings]
+    env = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def outcome(path: Path) -> tuple[dict, list[dict]]:
+    state = torch.load(path / "checkpoint.pt", weights_only=True)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["train_seconds"]
+    return state, records
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "train_seconds")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rad_round", "rad_diff"])
+def test_killed_runs_end_bit_for_bit_like_whole_ones(tmp_path, digits, method):
+    assert start(tmp_path / "whole", digits, method).wait() == 0
+    moments = random.Random(method)
+    killed = 0
+    while True:
+        process = start(tmp_path / "killed", digits, method)
+        records = tmp_path / "killed" / "metrics.jsonl"
+        size = records.stat().st_size if records.exists() else 0
+        while process.poll() is None and (not records.exists() or records.stat().st_size <= size):
+            time.sleep(0.005)  # until this process, too, has recorded something
+        time.sleep(moments.uniform(0, 0.3))
+        if process.poll() is None and killed < 4:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        if process.wait() == 0:
+            break
+    assert killed >= 2, "the run ended before it could be killed; make it longer"
+    meta = json.loads((tmp_path / "killed" / "meta.json").read_text())
+    assert len(meta["sessions"]) == killed + 1
+    whole, resumed = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert equal(whole[0], resumed[0])
+    assert whole[1] == resumed[1]

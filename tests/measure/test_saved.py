@@ -1,0 +1,150 @@
+"""The ledger of saved bytes against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sketches import SKETCHES, normal
+from torch import nn
+from torch.nn.modules import module as hooks
+
+import rad
+from rad.measure import saved_bytes
+
+# Batch 16, float32. Kept of the inputs [16, 40] and [16, 80] at a budget of a quarter, with the seed's 8 bytes.
+SAMPLED = (16 * 10 * 4 + 8, 16 * 20 * 4 + 8)
+KEPT = {
+    "project": SAMPLED,
+    "sample-batch": SAMPLED,
+    "sample-batch-without": SAMPLED,
+    "sample-element": SAMPLED,
+    "sample-element-without": SAMPLED,
+    # 640 elements: 4 groups of 160 at 4 bytes and 7 bits each; 1,280: 5 groups of 256 and 7 bits.
+    "rounding": (4 * 4 + 7 * 80 + 8, 5 * 4 + 7 * 160 + 8),
+    # Groups of 16: 40 and 80 of them leave room for 6 bits.
+    "rounding-narrow": (40 * 4 + 6 * 80 + 8, 80 * 4 + 6 * 160 + 8),
+}
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    layers = [layer for d, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(d, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_stock():
+    model, x = mlp(40, 80, 3), normal(16, 40)
+    ledger = saved_bytes(lambda: model(x).sum())
+    # What ReLU keeps is the next layer's input, and that storage counts once, for ReLU.
+    assert ledger.by_layer() == {"0": 16 * 40 * 4, "1": 16 * 80 * 4, "2": 0}
+    assert ledger.total == 16 * (40 + 80) * 4
+    assert ledger.parameters == 80 * 3 * 4
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_converted(name):
+    model, x = rad.convert(mlp(40, 80, 3), SKETCHES[name](0.25)), normal(16, 40)
+    ledger = saved_bytes(lambda: model(x).sum())
+    assert ledger.by_layer() == {"0": KEPT[name][0], "1": 16 * 80 // 8, "2": KEPT[name][1]}
+    assert ledger.total == sum(KEPT[name]) + 160
+    assert ledger.parameters == 80 * 3 * 4
+
+
+@pytest.mark.parametrize("make", SKETCHES.values(), ids=SKETCHES)
+def test_a_tenth_of_the_mlp_of_the_paper(make):
+    model, x, y = mlp(784, 300, 300, 300, 10), normal(150, 784), torch.zeros(150, dtype=torch.int64)
+    loss = nn.CrossEntropyLoss()
+    exact = saved_bytes(lambda: loss(model(x), y)).total
+    rad.convert(model, make(0.1))
+    assert saved_bytes(lambda: loss(model(x), y)).total <= 0.125 * exact
+
+
+def test_labels_count_as_what_they_are():
+    logits, y = normal(4, 10).requires_grad_(), torch.zeros(4, dtype=torch.int64)
+    # Log-probabilities, labels, and the scalar by which the mean is divided.
+    assert saved_bytes(lambda: F.cross_entropy(logits, y)).total == 4 * 10 * 4 + 4 * 8 + 4
+
+
+def test_views_hold_their_base_and_share_it():
+    base = normal(100, 5)
+    weight = normal(5).requires_grad_()
+    ledger = saved_bytes(lambda: (base[:1] * weight).sum() + (base[3:4] * weight).sum())
+    assert ledger.total == 100 * 5 * 4
+    assert [e.nbytes for e in ledger.entries] == [100 * 5 * 4]
+
+
+def test_freed_parts_do_not_count():
+    x = normal(10).requires_grad_()
+    assert saved_bytes(lambda: (x.exp().sum(), x.sum())[1]).total == 0
+    assert saved_bytes(lambda: x.exp().sum()).total == 10 * 4
+
+
+def test_values_pass_unchanged():
+    x = normal(10).requires_grad_()
+    losses = []
+    saved_bytes(lambda: losses.append(x.exp().sum()) or losses[0])
+    losses[0].backward()
+    torch.testing.assert_close(x.grad, x.detach().exp())
+
+
+def test_bare_parameters_are_apart():
+    weight = nn.Parameter(normal(7))
+    ledger = saved_bytes(lambda: (weight * weight).sum())
+    assert (ledger.total, ledger.parameters) == (0, 7 * 4)
+
+
+def test_names_are_those_of_the_innermost_module():
+    model = nn.Sequential(nn.Sequential(nn.Tanh(), nn.Sequential(nn.Sigmoid())), nn.Softplus())
+    x, loss = normal(10).requires_grad_(), nn.MSELoss()
+    layers = saved_bytes(lambda: loss(model(x).exp(), x.detach())).by_layer()
+    # The exponential belongs to no layer, and the loss shares its result.
+    assert layers == {"0.0": 40, "0.1.0": 40, "(outside any layer)": 40, "MSELoss": 40}
+
+
+def test_table():
+    model = rad.convert(mlp(40, 80, 3), rad.Project(0.25))
+    text = str(saved_bytes(lambda: model(normal(16, 40)).sum()))
+    rows = [line.split() for line in text.splitlines()]
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert ["0", "RadLinear", "(Project(budget=0.25))", "648"] in rows
+    assert ["1", "RadReLU", "(Project(budget=0.25))", "160"] in rows
+    assert ["total", "2,096"] in rows
+    assert ["parameters,", "apart", "960"] in rows
+
+
+def fail() -> torch.Tensor:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda: 3.0, ValueError, "got float"),
+        (lambda: None, ValueError, "got NoneType"),
+        (lambda: normal(3), ValueError, "requires grad"),
+        (fail, ZeroDivisionError, None),
+        (lambda: nn.Linear(2, 2)(normal(3)), RuntimeError, None),
+        (lambda: nn.Linear(2, 2)(normal(2)), None, None),
+    ],
+    ids=["number", "nothing", "no graph", "exception", "exception in a layer", "fine"],
+)
+def test_hooks_are_removed(fn, error, message):
+    names = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_always_called")
+    before = [dict(getattr(hooks, name)) for name in names]
+    if error is None:
+        saved_bytes(fn)
+    else:
+        with pytest.raises(error, match=message):
+            saved_bytes(fn)
+    assert [dict(getattr(hooks, name)) for name in names] == before
+
+
+def test_layers_are_told_apart_after_one_failed():
+    failing, model = nn.Linear(2, 2), mlp(4, 4, 4)
+
+    def run():
+        with pytest.raises(RuntimeError):
+            failing(normal(3))
+        return model(normal(2, 4)).exp().sum()
+
+    assert saved_bytes(run).by_layer() == {"0": 32, "1": 32, "2": 0, "(outside any layer)": 32}

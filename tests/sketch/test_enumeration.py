@@ -1,0 +1,85 @@
+"""Exact expectations on tiny cases: the mean over every outcome of the random numbers, each as likely as any other."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import pytest
+import torch
+from sketches import normal
+
+import rad
+from rad.sketch.random import Stream
+
+QUARTERS = (0.0, 0.25, 0.5, 0.75)
+
+
+def enumerate_draws(monkeypatch, sketch, x, method, outcomes, estimate=None):
+    """The estimate for each of the equally likely ``outcomes`` of a method of ``Stream``."""
+    estimates = []
+    for numbers in outcomes:
+        # Whatever else a sketch asks for, it gets the same numbers in compress and expand.
+        def fixed(self, *args, numbers=numbers):
+            dtype = next((a for a in args if isinstance(a, torch.dtype)), torch.int64)
+            shape = next((a for a in args if isinstance(a, tuple)), (len(numbers),))
+            return torch.tensor(numbers, dtype=dtype).view(shape)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, method, fixed)
+            compressed = sketch.compress(x)
+            estimates.append(sketch.expand(compressed) if estimate is None else estimate(compressed))
+    return torch.stack(estimates)
+
+
+def ranks(draws, d):
+    """Independent orders of ``d`` features, one after the other."""
+    return [sum(orders, ()) for orders in product(permutations(range(d)), repeat=draws)]
+
+
+@pytest.mark.parametrize(
+    ("sketch", "method", "outcomes"),
+    [
+        pytest.param(rad.Project(0.67), "signs", product((-1, 1), repeat=3 * 2), id="project"),
+        pytest.param(rad.Sample(0.67), "integers", product(range(3), repeat=2), id="sample-batch"),
+        pytest.param(rad.Sample(0.67, "element"), "integers", product(range(3), repeat=2 * 2), id="sample-element"),
+        pytest.param(rad.Sample(0.67, "batch", False), "words", ranks(1, 3), id="sample-batch-without"),
+        pytest.param(rad.Sample(0.67, "element", False), "words", ranks(2, 3), id="sample-element-without"),
+    ],
+)
+def test_every_draw_of_a_matrix(monkeypatch, sketch, method, outcomes):
+    x, grad_out, outcomes = normal(2, 3, dtype=torch.float64), normal(2, 4, seed=1, dtype=torch.float64), [*outcomes]
+    draws = enumerate_draws(monkeypatch, sketch, x, method, outcomes)
+    assert (draws.mean(0) - x).abs().max() < 1e-12
+    assert draws.std(0).min() > 0.1
+    grads = enumerate_draws(monkeypatch, sketch, x, method, outcomes, lambda c: sketch.grad_weight(c, grad_out))
+    assert (grads.mean(0) - grad_out.t() @ x).abs().max() < 1e-12
+
+
+def rounding_case(monkeypatch):
+    """Two groups of four in 2 bits whose inner elements lie on quarters of the step that is really stored."""
+    sketch = rad.Rounding(10 / 64, group=4)
+    x = torch.tensor([[-1.0, 0, 0, 0.5], [3.0, 3, 3, 7.0]], dtype=torch.float64)
+    low, step = sketch.compress(x).kept[1].double()[:, :, None]
+    x[:, 1:3] = low + step * torch.tensor([[0.75, 1.25], [1.5, 2.0]], dtype=torch.float64)
+    draws = enumerate_draws(monkeypatch, sketch, x, "uniform", product(QUARTERS, repeat=2 + 4))
+    assert len(sketch.compress(x).kept[0]) == 2
+    return x, draws, step
+
+
+@pytest.mark.usefixtures("kernels")
+def test_every_dither(monkeypatch):
+    x, draws, step = rounding_case(monkeypatch)
+    bias = draws.mean(0) - x
+    assert bias[:, 1:3].abs().max() < 1e-12
+    # The ends of a range are off the grid, on which the mean is the next quarter below.
+    assert ((-step / 4 < bias) & (bias < 1e-12)).all()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_roundings_are_pairwise_independent(monkeypatch):
+    x, draws, _ = rounding_case(monkeypatch)
+    covariance = torch.cov(draws.view(len(draws), -1).t(), correction=0)
+    # Each element takes one of two neighbouring levels, and uncorrelated variables of two values are independent.
+    assert all(len(column.unique()) <= 2 for column in draws.view(len(draws), -1).t())
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-12
+    assert covariance.diag().max() > 0.1
