@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,7 +14,7 @@ from experiments.errors import UserError
 from experiments.study import study
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.absolute() / "configs"), config_name="config")
 def main(config: DictConfig) -> None:
     try:
         study(config)

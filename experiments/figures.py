@@ -164,7 +164,7 @@ def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
         "bytes": f"{row['saved_bytes']:,.0f}",
         "of exact": f"{row['bytes_ratio']:.3f}",
         f"iterations to {row['target_loss']:g}": reached,
-        "final train loss": _plus_minus(row["train_loss"], row["train_loss_half"], ".4f"),
+        "final train loss": _plus_minus(row["train_loss"], row["train_loss_half"], ".2g"),
         "final test accuracy (%)": _plus_minus(100 * row["test_accuracy"], 100 * row["test_accuracy_half"], ".2f"),
         "step (ms)": _plus_minus(row["step_ms"], math.nan, ".2f"),
         "commit": row["commits"],
@@ -242,7 +242,8 @@ def _caption(curves: pd.DataFrame) -> str:
     if high == 1:
         text = "single runs (n = 1), no interval"
     else:
-        text = f"mean and {INTERVAL}, n = {low if low == high else f'{low} to {high}'}"
+        count = low if low == high else f"{low} to {high}"
+        text = f"mean and range (smallest to largest) of {count} seeds"
     unfinished = int((~runs["finished"]).sum())
     if unfinished:
         text += f"; {unfinished} of {len(runs)} runs failed or unfinished"

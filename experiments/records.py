@@ -109,18 +109,22 @@ def mean_interval(values: Iterable[float]) -> tuple[int, float, float]:
 def curve_statistics(df: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Average one metric over seeds, separately for every method, budget and iteration.
 
+    The band around the mean is the range of the seeds. For the few seeds of a study a t interval of a loss that
+    spans orders of magnitude says nothing: it reaches below zero or, of logarithms, beyond all bounds.
+
     Args:
         df: `Runs.curves`.
         metric: Name of one of its columns; evaluations without a value for it are passed over.
 
     Returns:
-        Columns experiment, data, method, budget, metric, iteration, n, mean, low, high; low and high are NaN for n = 1.
+        Columns experiment, data, method, budget, metric, iteration, n, mean, low (smallest) and high (largest of the
+        seeds); low and high are NaN for n = 1.
     """
     groups = df.dropna(subset=[metric]).groupby([*GROUP, "iteration"], dropna=False)[metric]
-    table = groups.agg(n="count", mean="mean", std="std").reset_index()
-    half = _half_width(table.pop("std"), table["n"])
+    table = groups.agg(n="count", mean="mean", low="min", high="max").reset_index()
     table.insert(len(GROUP), "metric", metric)
-    return _in_order(table.assign(low=table["mean"] - half, high=table["mean"] + half), "iteration")
+    table.loc[table["n"] == 1, ["low", "high"]] = np.nan
+    return _in_order(table, "iteration")
 
 
 def summary_table(runs: Runs, target_loss: float) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def imports_of(path: Path) -> set[str]:
     [
         ("import rad.nn", {"nn"}),
         ("from rad import sketch, nn", {"sketch", "nn"}),
-        ("from rad.nn.convert import recipe", {"nn"}),
+        ("from rad.nn.convert import convert", {"nn"}),
         ("def f():\n    from ..nn import convert", {"nn"}),
         ("from . import kernels", {"sketch"}),
         ("import torch.nn", set()),

@@ -39,11 +39,15 @@ def linear(
     """
     if torch.is_autocast_enabled(x.device.type):
         # As stock autocast does, which leaves float64 alone: the layer keeps the low-precision input.
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
+        x, weight = _autocast(x), _autocast(weight)
+        bias = None if bias is None else _autocast(bias)
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias, sketch, generator)
+
+
+def _autocast(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(t.device.type))
 
 
 class _Linear(torch.autograd.Function):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from rad.nn import Converted
+
 __all__ = ["Entry", "Ledger", "saved_bytes"]
 
 OUTSIDE = "(outside any layer)"
@@ -22,13 +24,13 @@ class Entry:
 
     Attributes:
         layer: Name of the innermost module whose forward pass first saved it.
-        kind: That module's description, or ``""`` outside any module.
+        keeps: How it keeps what its gradient needs: a sketch, bits, or exactly; ``""`` outside any module.
         nbytes: Size of the storage in bytes.
         parameter: Whether it is a parameter's, and so would be held anyway.
     """
 
     layer: str
-    kind: str
+    keeps: str
     nbytes: int
     parameter: bool
 
@@ -60,12 +62,12 @@ class Ledger:
         return layers
 
     def __str__(self) -> str:
-        kinds = {e.layer: e.kind for e in self.entries}
-        rows = [(layer, kinds[layer], f"{nbytes:,}") for layer, nbytes in self.by_layer().items()]
+        keeps = {e.layer: e.keeps for e in self.entries}
+        rows = [(layer, keeps[layer], f"{nbytes:,}") for layer, nbytes in self.by_layer().items()]
         rows += [("total", "", f"{self.total:,}"), ("parameters, apart", "", f"{self.parameters:,}")]
-        rows.insert(0, ("layer", "module", "saved bytes"))
-        name, kind, size = (max(len(row[i]) for row in rows) for i in range(3))
-        lines = [f"{a:<{name}}  {b:<{kind}}  {c:>{size}}" for a, b, c in rows]
+        rows.insert(0, ("layer", "keeps", "saved bytes"))
+        name, how, size = (max(len(row[i]) for row in rows) for i in range(3))
+        lines = [f"{a:<{name}}  {b:<{how}}  {c:>{size}}" for a, b, c in rows]
         rule = "-" * len(lines[0])
         return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
 
@@ -143,9 +145,9 @@ class _Watch:
                 continue
             storage = _storage_id(held.tensor)
             parameter = storage in self.parameters or isinstance(held.tensor, nn.Parameter)
-            layer, kind = (OUTSIDE, "") if module is None else (self.names[module], _describe(module))
+            layer, keeps = (OUTSIDE, "") if module is None else (self.names[module], _keeps(module))
             nbytes = held.tensor.untyped_storage().nbytes()
-            found.setdefault(storage, Entry(layer, kind, nbytes, parameter))
+            found.setdefault(storage, Entry(layer, keeps, nbytes, parameter))
         return tuple(found.values())
 
 
@@ -153,7 +155,5 @@ def _storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _describe(module: nn.Module) -> str:
-    """The module's type, with its sketch where it is converted."""
-    how = module.__dict__.get("_rad_recipe")
-    return type(module).__name__ if how is None else f"{type(module).__name__} ({how.sketch})"
+def _keeps(module: nn.Module) -> str:
+    return module.keeps() if isinstance(module, Converted) else f"exact ({type(module).__name__})"

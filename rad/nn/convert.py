@@ -11,9 +11,11 @@ from torch import nn
 
 from rad.sketch import Sketch
 
-__all__ = ["Recipe", "convert", "recipe", "register", "revert"]
+__all__ = ["Converted", "Recipe", "convert", "register", "revert"]
 
 M = TypeVar("M", bound=type[nn.Module])
+
+_RECIPE = "_rad_recipe"  # in the __dict__ of a converted layer
 
 _CONVERTED: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -28,30 +30,45 @@ class Recipe:
     """
 
     sketch: Sketch
-    generator: torch.Generator | None
+    generator: torch.Generator
+
+
+class Converted(nn.Module):
+    """What a converted layer is besides the stock one; a mixin before the stock class."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Sketch and generator given to ``convert``."""
+        return self.__dict__[_RECIPE]
+
+    def keeps(self) -> str:
+        """What the layer keeps for its backward pass, in a few words."""
+        return str(self.recipe.sketch)
+
+    def extra_repr(self) -> str:
+        """The stock description and what is kept."""
+        return ", ".join(filter(None, (super().extra_repr(), f"keeps {self.keeps()}")))
 
 
 def register(stock: type[nn.Module]) -> Callable[[M], M]:
     """Class decorator: layers of exactly the type ``stock`` become the decorated class when a model is converted.
 
-    The decorated class derives from ``stock``, adds no state, and finds its sketch by ``recipe(self)``.
+    The decorated class derives from ``Converted`` and ``stock``, in this order, and adds no state; its ``forward``
+    finds sketch and generator in ``self.recipe``.
 
     Raises:
-        TypeError: If it does not derive from ``stock``.
+        TypeError: If it does not derive from both.
     """
 
     def decorate(converted: M) -> M:
-        if not issubclass(converted, stock):
-            raise TypeError(f"{converted.__name__} must derive from {stock.__name__}, whose place it takes")
+        if not (issubclass(converted, Converted) and issubclass(converted, stock)):
+            raise TypeError(
+                f"{converted.__name__} must derive from Converted and {stock.__name__}, whose place it takes"
+            )
         _CONVERTED[stock] = converted
         return converted
 
     return decorate
-
-
-def recipe(module: nn.Module) -> Recipe:
-    """The recipe of a converted layer."""
-    return module.__dict__["_rad_recipe"]
 
 
 def convert(
@@ -98,7 +115,7 @@ def convert(
     revert(model)
     for module in chosen:
         module.__class__ = _CONVERTED[type(module)]
-        module.__dict__["_rad_recipe"] = Recipe(sketch, generator)
+        module.__dict__[_RECIPE] = Recipe(sketch, generator)
     return model
 
 
@@ -112,8 +129,8 @@ def revert(model: nn.Module) -> nn.Module:
         ``model`` itself.
     """
     for module in model.modules():
-        if module.__dict__.pop("_rad_recipe", None) is not None:
-            module.__class__ = _stock(module)
+        module.__dict__.pop(_RECIPE, None)
+        module.__class__ = _stock(module)
     return model
 
 

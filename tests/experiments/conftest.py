@@ -62,7 +62,7 @@ def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         }
         defaults = [f"{key}={value}" for key, value in common.items() if key not in given]
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["run.py", *defaults, *args])
+        monkeypatch.setattr(sys, "argv", ["run.py", *args, *defaults])
         try:
             run.main()
         finally:

@@ -12,7 +12,7 @@ from sketches import SKETCHES, normal, seeded
 from torch import Tensor, nn
 
 import rad
-from rad.nn import recipe, register
+from rad.nn import Converted, register
 
 SKETCH = rad.Project(0.3)
 
@@ -88,7 +88,7 @@ def test_exact_sketch_gives_exact_gradients():
 
 def test_a_layer_alone():
     layer = nn.Linear(3, 2)
-    assert recipe(rad.convert(layer, SKETCH)).sketch == SKETCH
+    assert rad.convert(layer, SKETCH).recipe.sketch == SKETCH
     assert type(rad.revert(layer)) is nn.Linear
 
 
@@ -145,7 +145,7 @@ def test_a_forward_pass_of_its_own_is_left_alone():
 def test_converting_again_replaces():
     model = rad.convert(Net(), SKETCH)
     rad.convert(model, rad.Sample(0.5), skip=("head",))
-    assert recipe(model.body[0]).sketch == rad.Sample(0.5)
+    assert model.body[0].recipe.sketch == rad.Sample(0.5)
     assert type(model.head) is nn.Linear
     assert types(rad.revert(model)) == types(Net())
 
@@ -181,9 +181,9 @@ def test_copies_go_their_own_way(duplicate):
     model = rad.convert(Net(), SKETCH, generator=seeded(3))
     gradients(model)
     other = duplicate(model)
-    generators = {id(recipe(layer).generator) for layer in (other.body[0], other.body[2], other.head)}
+    generators = {id(layer.recipe.generator) for layer in (other.body[0], other.body[2], other.head)}
     assert len(generators) == 1
-    assert generators != {id(recipe(model.head).generator)}
+    assert generators != {id(model.head.recipe.generator)}
     assert same(gradients(other), gradients(model))
     assert types(rad.revert(other)) == types(Net())
 
@@ -216,13 +216,13 @@ def test_register(monkeypatch):
     monkeypatch.setattr(module, "_CONVERTED", dict(module._CONVERTED))
 
     @register(Scale)
-    class RadScale(Scale):
+    class RadScale(Converted, Scale):
         def forward(self, x: Tensor) -> Tensor:
-            return x * self.weight + 0 * recipe(self).sketch.budget
+            return x * self.weight + 0 * self.recipe.sketch.budget
 
     model = nn.Sequential(Scale(12), nn.Linear(12, 2))
     assert type(rad.convert(model, SKETCH)[0]) is RadScale
     gradients(model)
     assert type(rad.revert(model)[0]) is Scale
-    with pytest.raises(TypeError, match="Net must derive from Scale"):
+    with pytest.raises(TypeError, match="Net must derive from Converted and Scale"):
         register(Scale)(Net)
