@@ -20,11 +20,11 @@ $(ENV): pyproject.toml
 run: $(ENV) ## the main job on real digits: random projection at a tenth of the bytes
 	$(BIN)/python run.py method=rad_proj budget=0.1
 
-test: $(ENV) ## all tests
-	$(BIN)/python -m pytest
+test: $(ENV) ## all tests, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 quick: $(ENV) ## the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not montecarlo'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not montecarlo'
 
 lint: $(ENV) ## style, formatting and types
 	$(BIN)/ruff check .

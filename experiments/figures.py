@@ -78,7 +78,7 @@ def method_style(method: str) -> tuple[str, str]:
 
 
 def convergence_figure(curves: pd.DataFrame) -> Figure:
-    """Draw training loss, test loss and test accuracy over iterations: mean and interval over seeds.
+    """Draw training loss, test loss and test accuracy over iterations: mean and range over seeds.
 
     Args:
         curves: `Runs.curves` of one experiment on one data set.
@@ -207,7 +207,7 @@ def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, lines: list[_
         later = statistics[statistics["iteration"] >= _EARLY * statistics["iteration"].max()]
         room = max(1.0, 0.08 * (later["mean"].max() - later["mean"].min()))
         axes.set_ylim(later["mean"].min() - room, min(100.0, later["mean"].max()) + room)
-    # An interval may reach below zero; on a log axis it would stretch the panel down to nothing.
+    # A single lucky seed must not stretch the panel.
     positive = statistics["mean"][statistics["mean"] > 0]
     if is_loss and len(positive):
         axes.set_ylim(bottom=positive.min() / 1.6)
@@ -240,7 +240,7 @@ def _caption(curves: pd.DataFrame) -> str:
     counts = runs.groupby(["method", "budget"], dropna=False).size()
     low, high = counts.min(), counts.max()
     if high == 1:
-        text = "single runs (n = 1), no interval"
+        text = "single runs (n = 1), no range"
     else:
         count = low if low == high else f"{low} to {high}"
         text = f"mean and range (smallest to largest) of {count} seeds"

@@ -78,6 +78,7 @@ class Trainer:
         self.generators = {"batches": batches, "sketches": sketches}
         self.iteration = 0
         self.train_seconds = 0.0
+        self.restored = False
 
     def run(self, record: Callable[[dict[str, Any]], None], save: Callable[[dict[str, Any]], None]) -> None:
         """Trains to the last iteration, evaluating, recording and saving on the way.
@@ -91,7 +92,7 @@ class Trainer:
             UserError: If a loss is no longer finite.
         """
         progress = tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it", file=sys.stderr)
-        if self.iteration == 0:
+        if not self.restored:
             self._evaluate(record, save, batch_loss=None)
         total, steps = torch.zeros((), device=self.data.x_train.device), 0
         start = time.perf_counter()
@@ -154,6 +155,7 @@ class Trainer:
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
         self.iteration, self.train_seconds = state["iteration"], state["train_seconds"]
+        self.restored = True
 
     def _evaluate(
         self,

@@ -64,7 +64,7 @@ def labels(figure) -> list[str]:
 def test_figure_names_what_it_shows(study):
     figure = convergence_figure(load_runs([study]).curves)
     assert figure.get_suptitle() == "study on toy, budget 0.1"
-    assert "95 % Student-t interval of the mean over seeds, n = 2" in figure.legends[0].get_title().get_text()
+    assert "mean and range (smallest to largest) of 2 seeds" in figure.legends[0].get_title().get_text()
     assert labels(figure) == ["exact", "RAD, projection"]
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear"]
 
@@ -109,7 +109,7 @@ def test_legend_of_many_lines_stays_inside(write_run, tmp_path):
 def test_unfinished_runs_are_counted_in_the_caption(study, write_run):
     write_run("going-on", seed=2, status="running")
     figure = convergence_figure(load_runs([study]).curves)
-    assert "n = 2 to 3; 1 of 5 runs failed or unfinished" in figure.legends[0].get_title().get_text()
+    assert "2 to 3 seeds; 1 of 5 runs failed or unfinished" in figure.legends[0].get_title().get_text()
 
 
 def test_several_studies_in_one_figure_are_refused(write_run, tmp_path):
