@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from experiments.errors import UserError
@@ -74,7 +75,7 @@ def stored(name: str, root: str, mean: Sequence[float], std: Sequence[float]) ->
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
 
     Args:
-        name: ``"mnist"`` or ``"fashion_mnist"``.
+        name: Of the file; ``"mnist"`` and ``"fashion_mnist"`` can be downloaded.
         root: Folder of the file.
         mean: Mean of each channel, of images scaled to [0, 1].
         std: Standard deviation likewise.
@@ -120,13 +121,20 @@ def _download(name: str, path: Path) -> None:
     arrays = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for split in ("train", "test"):
-            part = source(str(path.parent / "download"), train=split == "train", download=True)
-            arrays[f"x_{split}"], arrays[f"y_{split}"] = np.asarray(part.data), np.asarray(part.targets, np.uint8)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **arrays)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # what torchvision raises without a network, and a full or closed disk
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():  # another process has been faster
+                return
+            for split in ("train", "test"):
+                part = source(str(path.parent / "download"), train=split == "train", download=True)
+                arrays[f"x_{split}"], arrays[f"y_{split}"] = np.asarray(part.data), np.asarray(part.targets, np.uint8)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(partial, **arrays)
+            partial.replace(path)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+    ) as error:  # what torchvision raises without a network, and a full or closed disk
         reason = str(error).splitlines()[0].rstrip(": ")
         raise UserError(f"{name} is not at {path} and could not be downloaded ({reason}); {ways_out}") from error
 

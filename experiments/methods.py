@@ -93,7 +93,7 @@ class Checkpoint(Method):
     def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         if not isinstance(model, nn.Sequential):
             raise UserError(f"method=checkpoint needs an nn.Sequential model, got {type(model).__name__}")
-        if not 1 <= self.segments <= len(model):
+        if not isinstance(self.segments, int) or not 1 <= self.segments <= len(model):
             raise UserError(f"method.segments must lie in [1, {len(model)}], the model's layers, got {self.segments}")
         layers = nn.Sequential(*model)
         model.forward = partial(checkpoint_sequential, layers, self.segments, use_reentrant=False)

@@ -68,7 +68,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 def load_runs(paths: Iterable[str | Path]) -> Runs:
     """Read all runs at or below `paths`; what cannot be read is named in a warning and left out.
 
-    Of runs that agree in all of `GROUP` and seed, the finished, longest, latest one is kept: none may count twice.
+    Of runs that agree in all of `GROUP`, settings and seed, the finished, longest, latest one is kept.
 
     Raises:
         UserError: If a path leads to no run, or if none can be read.
@@ -88,9 +88,9 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         raise UserError("None of the directories found holds a run that can be read")
 
     runs = pd.DataFrame(rows).sort_values(["finished", "iterations", "started", "run"])
-    kept = runs.drop_duplicates([*GROUP, "seed"], keep="last")
+    kept = runs.drop_duplicates([*GROUP, "settings", "seed"], keep="last")
     for path in runs["run"][~runs["run"].isin(kept["run"])]:
-        warnings.warn(f"{path} is left out: another run has its method, seed and (if read) budget", stacklevel=2)
+        warnings.warn(f"{path} is left out: another run has its settings and seed", stacklevel=2)
     kept = _in_order(kept, "seed")
     curves = pd.DataFrame(evaluations)
     curves = curves.reindex(columns=list(dict.fromkeys(["run", "iteration", *METRICS, *curves.columns])))
@@ -181,6 +181,7 @@ def _read_meta(path: Path) -> dict:
     return {key: meta[key] for key in [*_TEXT, *_NUMBERS]} | {
         "step_ms": float(meta["step_ms"]) if _is_number(meta.get("step_ms")) else math.nan,
         "budget": math.nan if meta["method"] in BUDGET_FREE else float(meta["budget"]),
+        "settings": str(meta.get("settings") or ""),
         "finished": meta["status"] == "finished",
         "started": str(sessions[-1].get("started") or ""),
         "commits": union(name + "-dirty" * flag for name, flag in zip(names, dirty, strict=True)),
@@ -249,6 +250,6 @@ def _notes(part: pd.DataFrame) -> Iterator[str]:
         yield "mixed commits"
     if part["dirty"].any():
         yield "uncommitted changes"
-    for name in ("model", "iterations", "batch_size"):
+    for name in ("model", "iterations", "batch_size", "settings"):
         if part[name].nunique() > 1:
             yield f"mixed {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -17,11 +18,13 @@ from filelock import FileLock, Timeout
 
 from experiments.errors import UserError
 
-__all__ = ["RunDir"]
+__all__ = ["RunDir", "digest"]
 
-# Settings that do not change what a run computes; a run may be resumed with others.
-_OWN = (".lock", "config.yaml.partial")
-PASSING = ("runs", "run_dir", "device", "threads", "tracker", "data.root")
+# Settings that do not say what a run computes; a run may be resumed with others. (What `tuned` lists for the run's
+# own method stands in `optimizer` as well.)
+PASSING = ("runs", "run_dir", "device", "threads", "tracker", "data.root", "tuned")
+
+_OWN = (".lock", "config.yaml.partial")  # what a directory may hold before it holds a config
 
 
 class RunDir:
@@ -64,7 +67,13 @@ class RunDir:
             UserError: Names the directory and where the configs differ.
         """
         file = self.path / "config.yaml"
-        if file.exists():
+        try:
+            begun, strange = file.exists(), self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be read ({error.strerror}); set runs or run_dir to another place"
+            ) from error
+        if begun:
             try:
                 found = yaml.safe_load(file.read_text())
             except (yaml.YAMLError, UnicodeDecodeError):
@@ -75,7 +84,7 @@ class RunDir:
                     f"{self.path} belongs to a run with another config (it differs in {', '.join(changed)}); "
                     "set another run_dir, or delete that directory"
                 )
-        elif self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
+        elif strange:
             raise UserError(f"{self.path} holds files but no config.yaml, so is no run directory; set another run_dir")
 
     def meta(self) -> dict[str, Any]:
@@ -94,16 +103,26 @@ class RunDir:
         """Adds one line to the records."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # never behind the checkpoint that follows
 
     def records(self) -> list[dict[str, Any]]:
         """All records; a last line that was cut off does not count."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}); delete {self.path} to begin this run anew") from error
 
     def rewind(self, iteration: int) -> None:
         """Drops the records after an iteration: those that a killed run wrote after its last checkpoint."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["iteration"] <= iteration]
+        if iteration >= 0 and not (kept and json.loads(kept[-1])["iteration"] == iteration):
+            raise UserError(
+                f"{self.path} has a checkpoint of iteration {iteration} but no record of it; delete that directory to "
+                "begin this run anew"
+            )
         _replace(self.path / "metrics.jsonl", "".join(kept).encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -162,6 +181,12 @@ def _lasting(config: Any) -> dict[str, Any]:
 
     settings = dict(flatten(config, ""))
     return {k: v for k, v in settings.items() if not any(k == p or k.startswith(f"{p}.") for p in PASSING)}
+
+
+def digest(config: dict[str, Any]) -> str:
+    """A short name of everything in a config that says what is computed, but for the seed."""
+    settings = {k: v for k, v in sorted(_lasting(config).items()) if k != "seed"}
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> set[str]:

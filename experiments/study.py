@@ -19,7 +19,7 @@ from experiments.errors import UserError
 from experiments.figures import convergence_figure, save
 from experiments.methods import Batch, Exact, Method, measured
 from experiments.records import load_runs
-from experiments.rundir import RunDir
+from experiments.rundir import RunDir, digest
 from experiments.tracking import Tracker
 from experiments.train import Evaluation, Trainer, generator, loss
 
@@ -48,7 +48,8 @@ def study(config: DictConfig) -> Path:
         trainer, meta = build(config)
         tracker = make(config.tracker)
         with run.claimed(settings):
-            _train(run, trainer, meta, tracker, settings)
+            if run.meta().get("status") != "finished":  # by another process, meanwhile
+                _train(run, trainer, meta, tracker, settings)
     _summarize(run)
     return path
 
@@ -70,6 +71,8 @@ def validate(config: DictConfig) -> None:
         "evaluate.train_every": config.evaluate.train_every,
         "evaluate.batch_size": config.evaluate.batch_size,
     }
+    if "step_size" in config.schedule:
+        whole["schedule.step_size"] = config.schedule.step_size
     if config.threads is not None:
         whole["threads"] = config.threads
     for name, value in whole.items():
@@ -112,6 +115,14 @@ def build(config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, dic
     torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
     model: nn.Module = make(config.model).to(device)
     batch = _head(data, config.batch_size)
+    try:
+        exact_saved_bytes = measured(Exact("exact"), model, batch, loss)
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        shape = list(batch[0].shape[1:])
+        raise UserError(
+            f"the model cannot train on {data.name}, images {shape}: {reason}; change model or data"
+        ) from error
     batch_size = method.batch_size(model, batch, loss)
     meta = {
         "experiment": _experiment(),
@@ -123,7 +134,8 @@ def build(config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, dic
         "iterations": config.iterations,
         "batch_size": batch_size,
         "saved_bytes": measured(method, model, _head(data, batch_size), loss),
-        "exact_saved_bytes": measured(Exact("exact"), model, batch, loss),
+        "exact_saved_bytes": exact_saved_bytes,
+        "settings": digest(_resolved(config)),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     sketches = generator(config.seed, "sketches")
@@ -171,9 +183,14 @@ def _train(run: RunDir, trainer: Trainer, meta: dict[str, Any], tracker: Tracker
 
     try:
         trainer.run(record, run.save_checkpoint)
-    except UserError:
-        run.write_meta({**meta, "status": "failed"})
+    except BaseException as error:
         tracker.finish(failed=True)
+        if isinstance(error, UserError):  # anything else may be mended by going on from the last checkpoint
+            run.write_meta({**meta, "status": "failed"})
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{run.path} cannot be written any more ({error}); the same command goes on later"
+            ) from error
         raise
     step_ms = 1000 * trainer.train_seconds / trainer.iterations
     run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})

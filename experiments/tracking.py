@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class NoTracker:
 
 
 class Wandb:
-    """Weights & Biases: group = experiment, job type = method, one run for each run directory.
+    """Weights & Biases: group = experiment, job type = method, one run for each run directory, resumed with it.
 
     Args:
         project: Name of the project.
@@ -54,7 +55,10 @@ class Wandb:
         self._run: Any = None
 
     def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
+        begun = f"{run_dir.resolve()} {meta['sessions'][0]['started']}"
         self._run = self._wandb.init(
+            id=hashlib.sha256(begun.encode()).hexdigest()[:16],
+            resume="allow",
             project=self._project,
             mode=self._mode,
             dir=str(run_dir),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,23 +90,22 @@ class Trainer:
         Raises:
             UserError: If a loss is no longer finite.
         """
-        progress = tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it", file=sys.stderr)
         if not self.restored:
             self._evaluate(record, save, batch_loss=None)
         total, steps = torch.zeros((), device=self.data.x_train.device), 0
         start = time.perf_counter()
-        while self.iteration < self.iterations:
-            total += self.step(*self.batch())
-            steps += 1
-            progress.update()
-            if any(self.evaluation.due(self.iteration, self.iterations)):
-                batch_loss = total.item() / steps
-                self.train_seconds += time.perf_counter() - start
-                self._evaluate(record, save, batch_loss)
-                progress.set_postfix(loss=f"{batch_loss:.4f}")
-                total.zero_()
-                steps, start = 0, time.perf_counter()
-        progress.close()
+        with tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it") as progress:
+            while self.iteration < self.iterations:
+                total += self.step(*self.batch())
+                steps += 1
+                progress.update()
+                if any(self.evaluation.due(self.iteration, self.iterations)):
+                    batch_loss = total.item() / steps
+                    self.train_seconds += time.perf_counter() - start
+                    self._evaluate(record, save, batch_loss)
+                    progress.set_postfix(loss=f"{batch_loss:.4f}")
+                    total.zero_()
+                    steps, start = 0, time.perf_counter()
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The next minibatch: normalized images and labels."""
@@ -175,13 +173,13 @@ class Trainer:
             entry["train_loss"], entry["train_accuracy"] = self.evaluate(self.data.x_train, self.data.y_train)
         if on_test:
             entry["test_loss"], entry["test_accuracy"] = self.evaluate(self.data.x_test, self.data.y_test)
+        record(entry)
         for name in ("batch_loss", "train_loss", "test_loss"):
             if entry.get(name) is not None and not np.isfinite(entry[name]):
                 raise UserError(
                     f"{name} is {entry[name]} at iteration {self.iteration}; lower optimizer.lr "
                     f"({entry['learning_rate']:.3g} now), the records and the checkpoint before it are kept"
                 )
-        record(entry)
         save(self.state())
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
             x, y = trainer.batch()
             timer = Timer("trainer.step(x, y)", globals=locals(), num_threads=torch.get_num_threads())
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
-            rows.append({**meta, "timer": timer, "seconds": []})
+            rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
     for _ in tqdm(range(rounds), disable=None, unit="round"):
         for row in rows:
             row["seconds"].append(row["timer"].timeit(steps).mean)
@@ -88,20 +88,23 @@ def main() -> None:
     if args.threads is not None:
         overrides.append(f"threads={args.threads}")
     try:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.touch()
         rows = measure(methods, overrides, args.rounds, args.steps)
-    except (UserError, HydraException) as error:
+    except (UserError, HydraException, OSError) as error:
         sys.exit(f"error: {error}")
-    where = provenance.session(torch.device("cpu"))
+    where = provenance.session(rows[0]["device"])
     header = (
         f"{rows[0]['model']} on {rows[0]['data']}, budget {rows[0]['budget']}; medians and quartiles of {args.rounds} "
-        f"interleaved rounds of {args.steps} steps; {where['cpu']}, {where['threads']} thread(s), "
+        f"interleaved rounds of {args.steps} steps; {where['cpu']}, device {where['device']}, "
+        f"{where['threads']} thread(s), "
         f"torch {where['torch']}, commit {(where['commit'] or 'unknown')[:10]}"
         f"{' with changes' if where['dirty'] else ''}, {where['started'][:10]}"
     )
     text = f"{header}\n\n{table(rows)}\n"
     print(text)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}")
 
 

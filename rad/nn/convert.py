@@ -89,7 +89,7 @@ def convert(
         sketch: The summary to keep; ``budget=1`` and ``Exact()`` give exact gradients.
         skip: Names, as in ``model.named_modules()``, of modules to leave as they are with all they contain.
         generator: CPU generator from which one seed is drawn for each sketch. Checkpoint its state to resume a
-            run. By default a new one with a fixed seed, so that the global generator is never touched.
+            run. By default a new one that starts from the seed of the global generator, which is not touched.
 
     Returns:
         ``model`` itself.
@@ -111,7 +111,7 @@ def convert(
         known = ", ".join(sorted(stock.__name__ for stock in _CONVERTED))
         raise ValueError(f"nothing to convert: the model has no layer of the types {known} outside skip={skipped}")
     if generator is None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(torch.initial_seed())
     revert(model)
     for module in chosen:
         module.__class__ = _CONVERTED[type(module)]

@@ -123,7 +123,7 @@ class Sketch(ABC):
             raise ValueError(f"a sketch summarizes a floating-point matrix [n, d], got {x.dtype} {list(x.shape)}")
         if self.budget == 1 or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
-        seed = torch.randint(2**63 - 1, (), generator=generator)
+        seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         return Compressed(self._compress(x, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
 
     def expand(self, compressed: Compressed) -> Tensor:

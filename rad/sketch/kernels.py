@@ -1,6 +1,6 @@
 """Compiled loops for the CPU, each the equal, bit for bit, of a plain PyTorch version beside its caller.
 
-They need numba (``pip install rad[fast]``) and only save time: one pass over memory and one call from Python where
+They need numba (the extra ``fast``) and only save time: one pass over memory and one call from Python where
 PyTorch takes ten of each. Without numba, on other devices and in half precision the PyTorch versions run.
 """
 

@@ -40,7 +40,7 @@ class Stream:
         """int64 ``[count]`` of 64 random bits each."""
         start = self._advance(count)
         if kernels.usable(self.device, torch.float32):
-            out = torch.empty(count, dtype=torch.int64)
+            out = torch.empty(count, dtype=torch.int64, device=self.device)
             kernels.hash_words(start, out.numpy())
             return out
         return _hash(torch.arange(count, device=self.device) + start)
@@ -49,7 +49,7 @@ class Stream:
         """int64 of the given shape, uniform in [0, bound) up to a relative bound/2^32."""
         count = math.prod(shape)
         if kernels.usable(self.device, torch.float32):
-            out = torch.empty(shape, dtype=torch.int64)
+            out = torch.empty(shape, dtype=torch.int64, device=self.device)
             kernels.integers(self._advance(count), bound, out.numpy().reshape(-1))
             return out
         return ((self.words(count) >> 32 & 0xFFFFFFFF) * bound >> 32).view(shape)
@@ -58,7 +58,7 @@ class Stream:
         """Multiples of 2^-23, uniform in [0, 1): the sum of two is exact in float32."""
         count = math.prod(shape)
         if kernels.usable(self.device, dtype):
-            out = torch.empty(shape, dtype=dtype)
+            out = torch.empty(shape, dtype=dtype, device=self.device)
             kernels.uniform(self._advance(count), out.numpy().reshape(-1))
             return out
         return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
@@ -68,7 +68,7 @@ class Stream:
         count = math.prod(shape)
         words = -(-count // 64)
         if kernels.usable(self.device, dtype):
-            out = torch.empty(64 * words, dtype=dtype)
+            out = torch.empty(64 * words, dtype=dtype, device=self.device)
             kernels.signs(self._advance(words), out.numpy())
         else:
             bits = self.words(words)[:, None] >> torch.arange(64, device=self.device) & 1

@@ -94,7 +94,7 @@ def _round(x: Tensor, size: int, bits: int, dither: Tensor) -> tuple[Tensor, Ten
     # Signed, for conversion from floating point to unsigned bytes is slow; eight bits need more.
     levels = torch.empty_like(x, dtype=torch.int8 if bits < 8 else torch.int32)
     if kernels.usable(x.device, x.dtype):
-        ranges = torch.empty(2, groups)
+        ranges = torch.empty(2, groups, dtype=torch.float32, device=x.device)
         real = np.float32 if x.dtype == torch.float32 else np.float64
         arrays = (t.detach().numpy() for t in (dither, levels, ranges))
         kernels.round_groups(x.detach().numpy(), size, real(stretch), real(tiny), *arrays)

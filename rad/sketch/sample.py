@@ -55,7 +55,7 @@ class Sample(Sketch):
         if self.replacement:
             return stream.integers(d, (draws, k))
         # The k largest of d independent keys are a uniform subset.
-        return stream.words(draws * d).view(draws, d).topk(k, sorted=False).indices
+        return stream.words(draws * d).view(draws, d).topk(k).indices
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         return (x.gather(1, self.indices(x.shape, stream).expand(len(x), -1)),)

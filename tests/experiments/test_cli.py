@@ -95,6 +95,12 @@ MISTAKES = {
     "rounding group": (["method=rad_round", "method.sketch.group=0"], "group must be a positive whole number"),
     "sampling": (["method=rad_same", "method.sketch.per=row"], 'per must be "batch" or "element", got \'row\''),
     "segments": (["method=checkpoint", "method.segments=99"], "segments must lie in [1, 8]"),
+    "segments and a half": (["method=checkpoint", "method.segments=2.5"], "got 2.5"),
+    "decay never": (["schedule.step_size=0"], "schedule.step_size must be a whole number of at least 1, got 0"),
+    "too few inputs": (["model.widths=[100,10]"], "the model cannot train on mnist"),
+    "too few classes": (["model.widths=[784,5]"], "the model cannot train on mnist"),
+    "no layer": (["model.widths=[784]"], "the model cannot train on mnist"),
+    "name too long": ([f"run_dir={'x' * 300}"], "set runs or run_dir to another place"),
     "wandb mode": (["tracker=wandb", "tracker.mode=cloud"], "tracker.mode must be online, offline or disabled"),
 }
 
@@ -179,7 +185,8 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_there(cli, t
     path = only_run(tmp_path)
     assert json.loads((path / "meta.json").read_text())["status"] == "failed"
     assert torch.load(path / "checkpoint.pt", weights_only=True)["iteration"] == 0
-    assert [json.loads(line)["iteration"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [0]
+    # The record stays, or the seed would vanish from the statistics.
+    assert [json.loads(line)["iteration"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [0, 10]
 
 
 def test_bad_data_is_named_before_anything_is_made(cli, digits, tmp_path):

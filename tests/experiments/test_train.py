@@ -43,6 +43,12 @@ def test_seeds_differ_in_weights_data_batches_and_sketches(config):
     assert not torch.equal(a.generators["sketches"].get_state(), b.generators["sketches"].get_state())
 
 
+def test_settings_are_told_apart_but_seeds_are_not(config):
+    metas = [build(config(*c))[1] for c in (["seed=0"], ["seed=1"], ["optimizer.lr=0.1"], ["device=cpu", "runs=/x"])]
+    first, seed, rate, place = (meta["settings"] for meta in metas)
+    assert first == seed == place != rate
+
+
 def test_bootstrap_draws_with_replacement_from_the_training_set(config):
     (plain, _), (boot, _) = build(config("bootstrap=false")), build(config())
     originals = {image.numpy().tobytes() for image in plain.data.x_train}

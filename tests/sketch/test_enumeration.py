@@ -83,3 +83,13 @@ def test_roundings_are_pairwise_independent(monkeypatch):
     assert all(len(column.unique()) <= 2 for column in draws.view(len(draws), -1).t())
     assert (covariance - covariance.diag().diag()).abs().max() < 1e-12
     assert covariance.diag().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
+def test_projection_has_no_bias_from_rounding_in_half_precision(monkeypatch):
+    """√3 and √5 are no bfloat16 numbers; with signs that cancel off the diagonal the estimate is the input itself."""
+    x = torch.ones(1, 1, dtype=torch.bfloat16)
+    monkeypatch.setattr(Stream, "signs", lambda self, shape, dtype: torch.ones(1, 3, dtype=dtype))
+    sketch = rad.Project(0.5)
+    compressed = rad.sketch.Compressed((sketch._compress(x, None)[0],), torch.tensor(0), x.shape, x.dtype)
+    assert abs(sketch.expand(compressed).item() - 1) <= torch.finfo(torch.bfloat16).eps / 2
