@@ -11,6 +11,7 @@ to a Markdown file with commit and hardware.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
             timer = Timer("trainer.step(x, y)", globals=locals(), num_threads=torch.get_num_threads())
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
             rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
+    gc.freeze()  # as in training
     for _ in tqdm(range(rounds), disable=None, unit="round"):
         for row in rows:
             row["seconds"].append(row["timer"].timeit(steps).mean)

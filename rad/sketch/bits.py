@@ -74,8 +74,10 @@ def unpack_planes(packed: Tensor, count: int) -> Tensor:
 
 def pack_positive(x: Tensor) -> Tensor:
     """``pack(x > 0, bits=1)``."""
-    if x.device.type == "cpu" and x.dtype != torch.bfloat16:  # numpy compares five times as fast
-        return torch.from_numpy(np.packbits(x.detach().numpy().reshape(1, -1) > 0, axis=1, bitorder="little"))
+    if kernels.usable(x.device, x.dtype):
+        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8, device=x.device)
+        kernels.pack_positive(x.detach().numpy().reshape(-1), packed.numpy().reshape(-1))
+        return packed
     return pack(x > 0, bits=1)
 
 

@@ -17,7 +17,7 @@ try:
 except ImportError:
     numba = None
 
-__all__ = ["hash_words", "integers", "masked", "rebuild", "round_groups", "signs", "uniform", "usable"]
+__all__ = ["hash_words", "integers", "masked", "pack_positive", "rebuild", "round_groups", "signs", "uniform", "usable"]
 
 enabled = numba is not None
 
@@ -39,8 +39,9 @@ def _compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.
 _U = np.uint64
 _GOLDEN, _FIRST, _SECOND = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
-_1, _27, _30, _31, _32, _41 = (_U(n) for n in (1, 27, 30, 31, 32, 41))
-_ONES, _DIAGONAL = _U(0x0101010101010101), _U(0x8040201008040201)
+_1, _27, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 27, 30, 31, 32, 41, 56))
+# See rad.sketch.bits for eight flags in a word.
+_ONES, _DIAGONAL, _GATHER = _U(0x0101010101010101), _U(0x8040201008040201), _U(0x0102040810204080)
 
 
 @_compiled
@@ -79,6 +80,17 @@ def signs(start, out):
         word = _hash(_U(start) + _U(w))
         for i in range(64):
             out[64 * w + i] = 2 * np.int64((word >> _U(i)) & _1) - 1
+
+
+@_compiled
+def pack_positive(x, packed):
+    """Bit ``i`` of ``packed`` says whether ``x[i] > 0``."""
+    flags = np.zeros(8 * packed.size, np.uint8)
+    for i in range(x.size):
+        flags[i] = x[i] > 0
+    words = flags.view(np.uint64)
+    for i in range(packed.size):
+        packed[i] = (words[i] * _GATHER) >> _56
 
 
 @_compiled
