@@ -50,6 +50,7 @@ def test_unbiased_tightly(make):
     assert_unbiased(draw(make(0.15), x, 10_000, seed=1, grad_out=grad_out), grad_out.t() @ x)
 
 
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")  # of a sketch that summarizes rows
 @every_sketch
 @pytest.mark.parametrize(("n", "d", "o"), [(4, 8, 3), (1, 8, 50), (40, 8, 2)])
 def test_grad_weight_is_the_product_with_the_estimate(make, n, d, o):
@@ -119,6 +120,7 @@ def test_split_and_join(make, budget):
     assert torch.equal(sketch.expand(joined), sketch.expand(compressed))
 
 
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")  # of a sketch that summarizes rows
 @every_sketch
 @both_dtypes
 def test_estimate_keeps_shape_and_dtype(make, dtype):
