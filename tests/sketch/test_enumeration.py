@@ -91,5 +91,7 @@ def test_projection_has_no_bias_from_rounding_in_half_precision(monkeypatch):
     x = torch.ones(1, 1, dtype=torch.bfloat16)
     monkeypatch.setattr(Stream, "signs", lambda self, shape, dtype: torch.ones(1, 3, dtype=dtype))
     sketch = rad.Project(0.5)
-    compressed = rad.sketch.Compressed((sketch._compress(x, Stream(0, x.device))[0],), torch.tensor(0), x.shape, x.dtype)
+    compressed = rad.sketch.Compressed(
+        (sketch._compress(x, Stream(0, x.device))[0],), torch.tensor(0), x.shape, x.dtype
+    )
     assert abs(sketch.expand(compressed).item() - 1) <= torch.finfo(torch.bfloat16).eps / 2
