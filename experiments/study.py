@@ -200,7 +200,7 @@ def _train(run: RunDir, trainer: Trainer, meta: dict[str, Any], tracker: Tracker
 def _resolved(config: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items() if k != "run_dir"}
+    return {str(k): v for k, v in resolved.items() if k not in ("run_dir", "hydra")}
 
 
 def make(config: DictConfig, *args: Any) -> Any:

@@ -17,7 +17,18 @@ try:
 except ImportError:
     numba = None
 
-__all__ = ["hash_words", "integers", "masked", "pack_positive", "rebuild", "round_groups", "signs", "uniform", "usable"]
+__all__ = [
+    "hash_words",
+    "integers",
+    "masked",
+    "pack_positive",
+    "rebuild",
+    "round_groups",
+    "scatter",
+    "signs",
+    "uniform",
+    "usable",
+]
 
 enabled = numba is not None
 
@@ -80,6 +91,15 @@ def signs(start, out):
         word = _hash(_U(start) + _U(w))
         for i in range(64):
             out[64 * w + i] = 2 * np.int64((word >> _U(i)) & _1) - 1
+
+
+@_compiled
+def scatter(values, index, scale, out):
+    """Adds ``values · scale`` ``[m, k]`` to the places ``index`` ``[1 or m, k]`` of ``out`` ``[m, d]``."""
+    for r in range(values.shape[0]):
+        places = index[r if index.shape[0] > 1 else 0]
+        for j in range(values.shape[1]):
+            out[r, places[j]] += values[r, j] * scale
 
 
 @_compiled

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rad.sketch import kernels
 from rad.sketch.base import Compressed, Sketch, kept_count
 from rad.sketch.random import Stream
 
@@ -74,4 +75,7 @@ class Sample(Sketch):
         index = self.indices(compressed.shape, compressed.stream())
         d, k = compressed.shape[1], index.shape[1]
         dense = values.new_zeros(len(values), d)
+        if kernels.usable(values.device, values.dtype):
+            kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(d / k), dense.numpy())
+            return dense
         return dense.scatter_add_(1, index.expand(len(values), -1), values * (d / k))
