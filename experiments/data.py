@@ -130,11 +130,7 @@ def _download(name: str, path: Path) -> None:
             partial = path.with_suffix(".partial.npz")
             np.savez(partial, **arrays)
             partial.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-    ) as error:  # what torchvision raises without a network, and a full or closed disk
+    except (OSError, RuntimeError, EOFError) as error:  # from torchvision without a network, or from the disk
         reason = str(error).splitlines()[0].rstrip(": ")
         raise UserError(f"{name} is not at {path} and could not be downloaded ({reason}); {ways_out}") from error
 

@@ -95,6 +95,10 @@ class RunDir:
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}); delete it and run the same command again") from error
 
+    def finished(self) -> bool:
+        """Whether nothing of the run is missing."""
+        return self.meta().get("status") == "finished"
+
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replaces the meta data."""
         _replace(self.path / "meta.json", json.dumps(meta, indent=2).encode())
@@ -117,13 +121,14 @@ class RunDir:
 
     def rewind(self, iteration: int) -> None:
         """Drops the records after an iteration: those that a killed run wrote after its last checkpoint."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["iteration"] <= iteration]
-        if iteration >= 0 and not (kept and json.loads(kept[-1])["iteration"] == iteration):
+        kept = [record for record in self.records() if record["iteration"] <= iteration]
+        if iteration >= 0 and not (kept and kept[-1]["iteration"] == iteration):
             raise UserError(
                 f"{self.path} has a checkpoint of iteration {iteration} but no record of it; delete that directory to "
                 "begin this run anew"
             )
-        _replace(self.path / "metrics.jsonl", "".join(kept).encode())
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        _replace(self.path / "metrics.jsonl", lines.encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""

@@ -42,13 +42,13 @@ def study(config: DictConfig) -> Path:
     path, settings = run_directory(config), _resolved(config)
     run = RunDir(path)
     run.refuse_foreign(settings)
-    if run.meta().get("status") == "finished":
+    if run.finished():
         print(f"{path} is finished already; delete it to run it again")
     else:
         trainer, meta = build(config)
         tracker = make(config.tracker)
         with run.claimed(settings):
-            if run.meta().get("status") != "finished":  # by another process, meanwhile
+            if not run.finished():  # by another process, meanwhile
                 _train(run, trainer, meta, tracker, settings)
     _summarize(run)
     return path
