@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rad.functional.saving import load, save
-from rad.sketch import Sketch
+from rad.sketch import Sketch, load, save
 
 __all__ = ["linear"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rad.functional.saving import load, save
+from rad.sketch import load, save
 from rad.sketch.bits import masked, pack_positive
 
 __all__ = ["relu"]

@@ -5,5 +5,17 @@ from rad.sketch.exact import Exact
 from rad.sketch.project import Project
 from rad.sketch.rounding import Rounding
 from rad.sketch.sample import Sample
+from rad.sketch.saving import load, save
 
-__all__ = ["BudgetFloorWarning", "Compressed", "Exact", "Project", "Rounding", "Sample", "Sketch", "check_budget"]
+__all__ = [
+    "BudgetFloorWarning",
+    "Compressed",
+    "Exact",
+    "Project",
+    "Rounding",
+    "Sample",
+    "Sketch",
+    "check_budget",
+    "load",
+    "save",
+]

@@ -1,6 +1,7 @@
 """The Sketch contract: a random summary of a tensor from which an unbiased estimate can be rebuilt.
 
-Shapes used throughout: ``n`` rows (batch elements), ``d`` features, ``k`` kept features, ``o`` outputs.
+Shapes used throughout: ``n`` rows (batch elements), ``d`` features, ``k`` kept features, ``o`` outputs; ``m`` matrices
+in a stack (time steps), each with a draw of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Compressed:
         seed: int64 scalar on the CPU from which the randomness is replayed; ``None`` where ``kept`` is the tensor
             itself. It is a tensor so that it travels with ``kept`` through saved-tensor hooks: a recomputed
             forward pass (``torch.utils.checkpoint``) then brings the seed that belongs to its own summary.
-        shape: Shape ``[n, d]`` of the tensor summarized.
+        shape: Shape ``[n, d]`` or ``[m, n, d]`` of the tensor summarized.
         dtype: Its dtype.
     """
 
@@ -60,6 +61,11 @@ class Compressed:
     def nbytes(self) -> int:
         """Bytes of ``kept``; the 8 bytes of the seed come on top."""
         return sum(t.numel() * t.element_size() for t in self.kept)
+
+    @property
+    def stack(self) -> torch.Size:
+        """The shape as that of a stack, ``[m, n, d]``."""
+        return self.shape if len(self.shape) == 3 else torch.Size((1, *self.shape))
 
     @property
     def device(self) -> torch.device:
@@ -87,9 +93,9 @@ class Compressed:
 class Sketch(ABC):
     """A random summary within a memory budget; its fields are its whole configuration.
 
-    A subclass implements ``_compress`` and ``_expand``, and may override ``_grad_weight`` where the product can be
-    formed without rebuilding the dense estimate. All randomness comes from a ``Stream``: the one given to ``_compress``
-    is replayed by ``Compressed.stream()``.
+    A subclass implements ``_compress`` and ``_expand`` for stacks ``[m, n, d]``, and may override ``_grad_weight`` and
+    ``_columns`` where the dense estimate need not be rebuilt. All randomness comes from a ``Stream``: the one given to
+    ``_compress`` is replayed by ``Compressed.stream()``.
 
     Attributes:
         budget: Fraction of the bytes of the tensor that may be kept, in (0, 1]. At 1 the tensor itself is kept and
@@ -109,7 +115,8 @@ class Sketch(ABC):
         """Summarizes a tensor.
 
         Args:
-            x: Tensor ``[n, d]`` of floating point.
+            x: Tensor ``[n, d]`` of floating point; or a stack ``[m, n, d]`` of them, each with a draw of its own,
+                as the time steps of a loop need.
             generator: CPU generator from which one 64-bit seed is drawn; the global one if ``None``.
 
         Returns:
@@ -117,40 +124,66 @@ class Sketch(ABC):
             summary (then a ``BudgetFloorWarning`` is issued); the seed's 8 bytes apart.
 
         Raises:
-            ValueError: If ``x`` is not a matrix of floating point.
+            ValueError: If ``x`` is not a matrix or a stack of matrices of floating point.
         """
-        if x.dim() != 2 or not x.is_floating_point():
-            raise ValueError(f"a sketch summarizes a floating-point matrix [n, d], got {x.dtype} {list(x.shape)}")
+        if x.dim() not in (2, 3) or not x.is_floating_point():
+            raise ValueError(
+                f"a sketch summarizes a floating-point matrix [n, d] or stack [m, n, d], got {x.dtype} {list(x.shape)}"
+            )
         if self.budget == 1 or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
-        return Compressed(self._compress(x, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
+        stack = x if x.dim() == 3 else x[None]
+        return Compressed(self._compress(stack, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
 
     def expand(self, compressed: Compressed) -> Tensor:
-        """Rebuilds an estimate ``[n, d]`` with ``E[expand(compress(x))] = x``."""
-        return compressed.kept[0] if compressed.exact else self._expand(compressed)
+        """Rebuilds an estimate of the shape of ``x`` with ``E[expand(compress(x))] = x``."""
+        return compressed.kept[0] if compressed.exact else self._expand(compressed).view(compressed.shape)
 
     def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         """Unbiased estimate ``[o, d]`` of ``grad_outᵀ x``, the gradient of a weight that was applied to ``x``.
 
         Args:
-            compressed: Summary of ``x``, ``[n, d]``.
-            grad_out: Gradient of the output, ``[n, o]``.
+            compressed: Summary of ``x``, ``[n, d]`` or ``[m, n, d]``.
+            grad_out: Gradient of the output, ``[n, o]`` or ``[m, n, o]``; a stack's products are added up.
         """
         if compressed.exact:
-            return grad_out.t() @ compressed.kept[0]
-        return self._grad_weight(compressed, grad_out)
+            return _product(grad_out, compressed.kept[0])
+        return self._grad_weight(compressed, grad_out if grad_out.dim() == 3 else grad_out[None])
+
+    def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
+        """The estimate without the features that are zero in all rows, where the draw leaves such.
+
+        Whoever contracts the features (the positions of a convolution, the points of a grid) has nothing to compute
+        for the others.
+
+        Args:
+            compressed: Summary of ``x``, ``[n, d]`` or ``[m, n, d]``.
+
+        Returns:
+            ``(index, values)``: ``values`` ``[(m,) n, k]`` belong to the features ``index`` ``[(m,) k]``, int64, and
+            add up where one occurs twice; or ``(None, expand(compressed))`` if no feature is left out.
+        """
+        return (None, compressed.kept[0]) if compressed.exact else self._columns(compressed)
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
-        """Tensors to keep of ``x`` ``[n, d]``; called with ``budget < 1`` and at least one element."""
+        """Tensors to keep of ``x`` ``[m, n, d]``; called with ``budget < 1`` and at least one element."""
 
     @abstractmethod
     def _expand(self, compressed: Compressed) -> Tensor:
-        """Estimate ``[n, d]`` from what ``_compress`` returned."""
+        """Estimate from what ``_compress`` returned, as ``[m, n, d]`` or anything that can be viewed so."""
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
-        return grad_out.t() @ self._expand(compressed)
+        return _product(grad_out, self._expand(compressed))
+
+    def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
+        return None, self.expand(compressed)
+
+
+def _product(grad_out: Tensor, x: Tensor) -> Tensor:
+    """``grad_outᵀ x`` ``[o, d]``, summed over the matrices of a stack."""
+    return grad_out.reshape(-1, grad_out.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
 
 
 def check_budget(budget: float) -> None:

@@ -95,11 +95,15 @@ def signs(start, out):
 
 @_compiled
 def scatter(values, index, scale, out):
-    """Adds ``values · scale`` ``[m, k]`` to the places ``index`` ``[1 or m, k]`` of ``out`` ``[m, d]``."""
+    """Adds ``values · scale`` ``[r, k]`` to places in the rows of ``out``, which are used in turns.
+
+    ``index`` ``[i, k]`` holds the places, each row of it for ``r / i`` successive rows of ``values``.
+    """
+    shared = values.shape[0] // index.shape[0]
     for r in range(values.shape[0]):
-        places = index[r if index.shape[0] > 1 else 0]
+        places, row = index[r // shared], out[r % out.shape[0]]
         for j in range(values.shape[1]):
-            out[r, places[j]] += values[r, j] * scale
+            row[places[j]] += values[r, j] * scale
 
 
 @_compiled

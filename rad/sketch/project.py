@@ -25,25 +25,32 @@ class Project(Sketch):
         Oktay, McGreivy, Aduol, Beatson, Adams. Randomized Automatic Differentiation. ICLR 2021. arXiv:2007.10412.
     """
 
-    def matrix(self, d: int, stream: Stream, dtype: torch.dtype) -> Tensor:
-        """The random signs ``√k R`` ``[d, k]``, on the stream's device."""
+    def matrix(self, stack: torch.Size, stream: Stream, dtype: torch.dtype) -> Tensor:
+        """The random signs ``√k R`` ``[m, d, k]`` for a stack ``[m, n, d]``, on the stream's device."""
+        m, _, d = stack
         k = kept_count(self.budget * d, f"of {d} features")
-        return stream.signs((d, k), dtype)
+        return stream.signs((m, d, k), dtype)
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
-        signs = self.matrix(x.shape[1], stream, x.dtype)
-        return ((x @ signs).div_(signs.shape[1]),)
+        signs = self.matrix(x.shape, stream, x.dtype)
+        return (_matmul(x, signs).div_(signs.shape[2]),)
 
     def _expand(self, compressed: Compressed) -> Tensor:
-        return compressed.kept[0] @ self._replay(compressed).t()
+        return _matmul(compressed.kept[0], self._replay(compressed).mT)
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
-        (xr,), (n, d) = compressed.kept, compressed.shape
-        k, o = xr.shape[1], grad_out.shape[1]
+        (xr,), (_, n, d) = compressed.kept, compressed.stack
+        k, o = xr.shape[2], grad_out.shape[2]
         # Whichever order of the triple product costs fewer multiplications.
         if o * k * (n + d) <= n * d * (k + o):
-            return (grad_out.t() @ xr) @ self._replay(compressed).t()
-        return grad_out.t() @ self._expand(compressed)
+            small = _matmul(grad_out.mT, xr)  # [m, o, k]
+            return small.transpose(0, 1).reshape(o, -1) @ self._replay(compressed).transpose(1, 2).reshape(-1, d)
+        return super()._grad_weight(compressed, grad_out)
 
     def _replay(self, compressed: Compressed) -> Tensor:
-        return self.matrix(compressed.shape[1], compressed.stream(), compressed.dtype)
+        return self.matrix(compressed.stack, compressed.stream(), compressed.dtype)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Products of two stacks; of single matrices without the slower batched routine."""
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b

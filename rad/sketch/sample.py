@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,34 +49,50 @@ class Sample(Sketch):
         if self.per not in ("batch", "element"):
             raise ValueError(f'per must be "batch" or "element", got {self.per!r}')
 
-    def indices(self, shape: torch.Size, stream: Stream) -> Tensor:
-        """The features kept: ``[1, k]`` for one draw per batch, ``[n, k]`` for one per element."""
-        n, d = shape
+    def indices(self, stack: torch.Size, stream: Stream) -> Tensor:
+        """The features kept of a stack ``[m, n, d]``: ``[m, 1, k]`` for one draw a batch, ``[m, n, k]`` else."""
+        m, n, d = stack
         k = kept_count(self.budget * d, f"of {d} features")
-        draws = 1 if self.per == "batch" else n
+        draws = (m, 1) if self.per == "batch" else (m, n)
         if self.replacement:
-            return stream.integers(d, (draws, k))
+            return stream.integers(d, (*draws, k))
         # The k largest of d independent keys are a uniform subset.
-        return stream.words(draws * d).view(draws, d).topk(k).indices
+        return stream.words(math.prod(draws) * d).view(*draws, d).topk(k).indices
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
-        return (x.gather(1, self.indices(x.shape, stream).expand(len(x), -1)),)
+        index = self.indices(x.shape, stream)
+        return (x.gather(2, index.expand(*x.shape[:2], -1)),)
 
     def _expand(self, compressed: Compressed) -> Tensor:
-        return self._scatter(compressed, compressed.kept[0])
+        return self._scatter(compressed, compressed.kept[0], compressed.kept[0].shape[:2].numel())
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         if self.per == "element":
             return super()._grad_weight(compressed, grad_out)
         # All rows share their features, so the product is formed for the kept ones alone.
-        return self._scatter(compressed, grad_out.t() @ compressed.kept[0])
+        return self._scatter(compressed, grad_out.mT @ compressed.kept[0], grad_out.shape[2])
 
-    def _scatter(self, compressed: Compressed, values: Tensor) -> Tensor:
-        """Rows of kept features ``[m, k]``, scaled, at their places among all features ``[m, d]``."""
-        index = self.indices(compressed.shape, compressed.stream())
-        d, k = compressed.shape[1], index.shape[1]
-        dense = values.new_zeros(len(values), d)
+    def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
+        if self.per == "element":
+            return super()._columns(compressed)
+        index, (values,) = self.indices(compressed.stack, compressed.stream()), compressed.kept
+        d, k = compressed.shape[-1], index.shape[-1]
+        return index.view(*compressed.shape[:-2], k), (values * (d / k)).view(*compressed.shape[:-1], k)
+
+    def _scatter(self, compressed: Compressed, values: Tensor, rows: int) -> Tensor:
+        """Kept features ``[m, r, k]``, scaled, at their places among all features; ``[rows, d]``.
+
+        Row ``i`` of all ``m · r`` is added to row ``i`` modulo ``rows``.
+        """
+        index = self.indices(compressed.stack, compressed.stream())
+        d, k = compressed.shape[-1], index.shape[-1]
+        values, index = values.reshape(-1, k), index.view(-1, k)
+        dense = values.new_zeros(rows, d)
         if kernels.usable(values.device, values.dtype):
             kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(d / k), dense.numpy())
             return dense
-        return dense.scatter_add_(1, index.expand(len(values), -1), values * (d / k))
+        index = index.repeat_interleave(len(values) // len(index), 0)
+        # One after the other, so that sums are formed in the same order everywhere.
+        for part, places in zip((values * (d / k)).split(rows), index.split(rows), strict=True):
+            dense.scatter_add_(1, places, part)
+        return dense

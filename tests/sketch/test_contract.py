@@ -51,12 +51,42 @@ def test_unbiased_tightly(make):
 
 
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")  # of a sketch that summarizes rows
+@pytest.mark.usefixtures("kernels")
 @every_sketch
+@pytest.mark.parametrize("m", [(), (1,), (5,)], ids=["matrix", "stack-1", "stack-5"])
 @pytest.mark.parametrize(("n", "d", "o"), [(4, 8, 3), (1, 8, 50), (40, 8, 2)])
-def test_grad_weight_is_the_product_with_the_estimate(make, n, d, o):
-    sketch, grad_out = make(0.3), normal(n, o, seed=1, dtype=torch.float64)
-    compressed = sketch.compress(normal(n, d, dtype=torch.float64), seeded(0))
-    torch.testing.assert_close(sketch.grad_weight(compressed, grad_out), grad_out.t() @ sketch.expand(compressed))
+def test_grad_weight_is_the_product_with_the_estimate(make, m, n, d, o):
+    sketch, grad_out = make(0.3), normal(*m, n, o, seed=1, dtype=torch.float64)
+    compressed = sketch.compress(normal(*m, n, d, dtype=torch.float64), seeded(0))
+    product = torch.einsum("...no,...nd->...od", grad_out, sketch.expand(compressed))
+    torch.testing.assert_close(sketch.grad_weight(compressed, grad_out), product.sum(0) if m else product)
+
+
+@pytest.mark.usefixtures("kernels")
+@every_sketch
+def test_stack_unbiased_with_a_draw_for_each_matrix(make):
+    x = normal(1, 4, 8, dtype=torch.float64).expand(3, 4, 8)
+    draws = draw(make(0.3), x, 600)
+    assert_unbiased(draws, x)
+    assert all(not torch.equal(draws[:, i], draws[:, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    # The products of two matrices' errors, whose mean is zero if their draws are independent.
+    errors = draws - x
+    assert_unbiased(torch.einsum("snd,sne->sde", errors[:, 0], errors[:, 1]), torch.zeros(8, 8))
+
+
+@every_sketch
+@pytest.mark.parametrize("budget", [0.3, 1])
+@pytest.mark.parametrize("m", [(), (5,)], ids=["matrix", "stack"])
+def test_columns_are_the_estimate_without_zeros(make, budget, m):
+    sketch = make(budget)
+    compressed = sketch.compress(normal(*m, 4, 8), seeded(0))
+    index, values = sketch.columns(compressed)
+    dense = sketch.expand(compressed)
+    if index is not None:
+        assert values.shape[-1] < 8
+        index = index.unsqueeze(-2).expand(values.shape)
+        values = torch.zeros_like(dense).scatter_add_(-1, index, values)
+    torch.testing.assert_close(values, dense)
 
 
 @every_sketch
@@ -173,7 +203,7 @@ def test_bad_option_is_named(make, message):
 
 
 @every_sketch
-@pytest.mark.parametrize("x", [torch.ones(3), torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.int64)])
+@pytest.mark.parametrize("x", [torch.ones(3), torch.ones(2, 3, 4, 5), torch.ones(2, 3, dtype=torch.int64)])
 @pytest.mark.parametrize("budget", [0.5, 1])
 def test_only_floating_point_matrices(make, x, budget):
     with pytest.raises(ValueError, match="floating-point matrix") as caught:

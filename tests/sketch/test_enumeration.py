@@ -88,8 +88,8 @@ def test_roundings_are_pairwise_independent(monkeypatch):
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
 def test_projection_has_no_bias_from_rounding_in_half_precision(monkeypatch):
     """√3 and √5 are no bfloat16 numbers; with signs that cancel off the diagonal the estimate is the input itself."""
-    x = torch.ones(1, 1, dtype=torch.bfloat16)
-    monkeypatch.setattr(Stream, "signs", lambda self, shape, dtype: torch.ones(1, 3, dtype=dtype))
+    x = torch.ones(1, 1, 1, dtype=torch.bfloat16)
+    monkeypatch.setattr(Stream, "signs", lambda self, shape, dtype: torch.ones(1, 1, 3, dtype=dtype))
     sketch = rad.Project(0.5)
     compressed = rad.sketch.Compressed(
         (sketch._compress(x, Stream(0, x.device))[0],), torch.tensor(0), x.shape, x.dtype

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rad.sketch import Compressed
+from rad.sketch.base import Compressed
 
 __all__ = ["load", "save"]
 
