@@ -2,5 +2,6 @@
 
 from rad.functional.linear import linear
 from rad.functional.relu import relu
+from rad.functional.rnn import rnn
 
-__all__ = ["linear", "relu"]
+__all__ = ["linear", "relu", "rnn"]
