@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rad.functional.linear import _autocast
+from rad.functional.autocast import autocast
 from rad.sketch import Exact, Sketch, load, save
 from rad.sketch.bits import pack_positive, unpack
 
@@ -69,8 +69,8 @@ def rnn(
     """
     if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
         # Stock autocast would convert the operands anew at each step.
-        x, h0, weight_ih, weight_hh = (_autocast(t) for t in (x, h0, weight_ih, weight_hh))
-        bias_ih, bias_hh = (None if bias is None else _autocast(bias) for bias in (bias_ih, bias_hh))
+        x, h0, weight_ih, weight_hh = (autocast(t) for t in (x, h0, weight_ih, weight_hh))
+        bias_ih, bias_hh = (None if bias is None else autocast(bias) for bias in (bias_ih, bias_hh))
     _check(x, h0, weight_ih, weight_hh, nonlinearity)
     out, last = _RNN.apply(
         x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity == "tanh", sketch, generator, sequence
