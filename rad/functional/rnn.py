@@ -18,9 +18,13 @@ from rad.sketch.bits import pack_positive, unpack
 
 __all__ = ["rnn"]
 
-# Dense states are held for as many steps at a time as fit in here: enough to make one large product of many small
-# ones, little enough to stay in a processor's cache, and a small part of any sequence that is worth a sketch.
+# Dense states are held for as many steps at a time as fit in here, and for no less than a unit: enough to make one
+# large product of many small ones, little enough to stay in a processor's cache, and a small part of any sequence that
+# is worth a sketch.
 _CHUNK_BYTES = 2**21
+# Chunks start at multiples of this many steps, where memory is aligned to 64 bytes as it is at the beginning: the
+# order in which a product's terms are summed up may depend on it.
+_CHUNK_UNIT = 16
 
 
 def rnn(
@@ -110,8 +114,8 @@ class _RNN(torch.autograd.Function):
             chunk = h0.new_empty(stop - start + 1, *h0.shape) if states is None else states[start : stop + 1]
             chunk[0] = last
             before, after = chunk[:-1], chunk[1:]
-            _advance(chunk, F.linear(x[start:stop], weight_ih, bias_ih), weight_hh, bias_hh, tanh)
-            last = chunk[-1]
+            drive = F.linear(x[start:stop], weight_ih, bias_ih)
+            last = _advance(last, drive, weight_hh, bias_hh, tanh, after)
             if out is not None:
                 out[start:stop] = after
             summaries += (
@@ -120,7 +124,7 @@ class _RNN(torch.autograd.Function):
                 after if keep else pack_positive(after),
             )
         save(ctx, weight_ih if wants_x else None, weight_hh, *summaries)
-        return states[1:] if states is not None and sequence else out, last.clone()
+        return states[1:] if states is not None and sequence else out, last
 
     @staticmethod
     @once_differentiable
@@ -133,16 +137,16 @@ class _RNN(torch.autograd.Function):
         grad_ih = weight_hh.new_zeros(h, d) if wants_ih else None
         grad_hh = weight_hh.new_zeros(h, h) if wants_hh else None
         grad_bias = weight_hh.new_zeros(h) if wants_bias_ih or wants_bias_hh else None
+        buffer = weight_hh.new_empty(max(stop - start for start, stop in ctx.bounds), n, h)
         # The gradient of the state after the step at hand.
         grad = weight_hh.new_zeros(n, h) if grad_last is None else grad_last.clone()
         for i in reversed(range(len(ctx.bounds))):
             (start, stop), (x_summary, h_summary, kept) = ctx.bounds[i], summaries[3 * i : 3 * i + 3]
-            part = None if grad_out is None else grad_out[start:stop]
+            grads, after = buffer[: stop - start], kept
             if kept.dtype == torch.uint8:
                 # Ones where the state was positive, and in their place what is to be found.
-                after = grads = unpack(kept, 1, (stop - start) * n * h).view(-1, n, h).to(weight_hh.dtype)
-            else:
-                after, grads = kept, torch.empty_like(kept)
+                after = grads.copy_(unpack(kept, 1, grads.numel()).view(grads.shape))
+            part = None if grad_out is None else grad_out[start:stop]
             _retreat(grad, part, grads, after, weight_hh, ctx.tanh)
             if grad_x is not None:
                 torch.matmul(grads, weight_ih, out=grad_x[start:stop])
@@ -163,18 +167,26 @@ class _RNN(torch.autograd.Function):
         )
 
 
-def _advance(states: Tensor, drive: Tensor, weight: Tensor, bias: Tensor | None, tanh: bool) -> None:
-    """Fills ``states[1:]`` from ``states[0]``; ``drive`` ``[c, n, h]`` is what the input adds at each step."""
-    weight = weight.t()
-    state, *following = states.unbind()
-    for following_state, from_input in zip(following, drive.unbind(), strict=True):
-        # The operations of nn.RNN in their order, so that not a bit differs.
-        if bias is None:
-            torch.mm(state, weight, out=following_state)
-        else:
-            torch.addmm(bias, state, weight, out=following_state)
-        state = following_state.add_(from_input)
-        state.tanh_() if tanh else state.relu_()
+def _advance(state: Tensor, drive: Tensor, weight: Tensor, bias: Tensor | None, tanh: bool, after: Tensor) -> Tensor:
+    """Takes a state through a chunk.
+
+    Args:
+        state: ``[n, h]``.
+        drive: What the input adds at each step ``[c, n, h]``.
+        weight: ``weight_hh``.
+        bias: ``bias_hh``.
+        tanh: Whether the activation is tanh.
+        after: Receives the state after each step ``[c, n, h]``.
+
+    Returns:
+        The last state, in memory of its own.
+    """
+    for add, copy in zip(drive.unbind(), after.unbind(), strict=True):
+        # The operations of nn.RNN in their order, on memory that is aligned as its own, so that not a bit differs.
+        state = F.linear(state, weight, bias).add_(add)
+        state = state.tanh_() if tanh else state.relu_()
+        copy.copy_(state)
+    return state
 
 
 def _retreat(grad: Tensor, grad_out: Tensor | None, grads: Tensor, after: Tensor, weight: Tensor, tanh: bool) -> None:
@@ -201,9 +213,11 @@ def _relu_backward(grad: Tensor, after: Tensor, grad_input: Tensor) -> None:
 
 
 def _bounds(steps: int, state_bytes: int) -> list[tuple[int, int]]:
-    """First step and the one after the last of each chunk; the chunks differ by at most one step."""
-    count = min(steps, -(-steps * state_bytes // _CHUNK_BYTES)) or 1
-    marks = [steps * i // count for i in range(count + 1)]
+    """First step and the one after the last of each chunk; all chunks but the last are of whole units."""
+    units = -(-steps // _CHUNK_UNIT)
+    allowed = max(1, _CHUNK_BYTES // max(1, _CHUNK_UNIT * state_bytes))
+    count = -(-units // allowed)
+    marks = [min(steps, _CHUNK_UNIT * (units * i // count)) for i in range(count + 1)]
     return list(zip(marks, marks[1:], strict=False))
 
 

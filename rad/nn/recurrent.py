@@ -84,9 +84,14 @@ class _Recurrent(Converted, nn.RNN):
                 "sequences; pad it with torch.nn.utils.rnn.pad_packed_sequence, or leave the layer out with "
                 "convert(skip=...)"
             )
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                "the input must be a batch of sequences, of 3 dimensions, or a single one, of 2, "
+                f"got {list(input.shape)}"
+            )
         if input.dim() == 2:
             return input[:, None]
-        return input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+        return input.transpose(0, 1) if self.batch_first else input
 
     def _first_states(self, x: Tensor, single: bool, hx: Tensor | None) -> tuple[Tensor, ...]:
         """The state before the first step ``[n, h]`` of each layer and direction."""
