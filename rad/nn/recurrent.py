@@ -60,7 +60,7 @@ class _Recurrent(Converted, nn.RNN):
                 weight_ih, weight_hh, *biases = self.all_weights[len(last)]
                 bias_ih, bias_hh = biases or (None, None)
                 out, state = functional.rnn(
-                    x.flip(0) if backwards else x,
+                    x,
                     first[len(last)],
                     weight_ih,
                     weight_hh,
@@ -70,9 +70,10 @@ class _Recurrent(Converted, nn.RNN):
                     self.recipe.sketch,
                     self.recipe.generator,
                     sequence=sequence or depth < self.num_layers - 1,
+                    reverse=backwards == 1,
                 )
                 if out is not None:
-                    outs.append(out.flip(0) if backwards else out)
+                    outs.append(out)
                 last.append(state)
         return _side_by_side(outs) if sequence else None, torch.stack(last)
 
