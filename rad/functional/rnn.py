@@ -114,14 +114,13 @@ class _RNN(torch.autograd.Function):
         last, done = h0, 0
         for start, stop in ctx.spans:
             # The state before the first step of the chunk, then the one after each.
-            chunk = (
-                h0.new_empty(stop - start + 1, *h0.shape) if states is None else states[done : done + stop - start + 1]
-            )
+            size = stop - start
+            chunk = h0.new_empty(size + 1, *h0.shape) if states is None else states[done : done + size + 1]
             chunk[0] = last
             before, after = chunk[:-1], chunk[1:]
             drive = F.linear(x[start:stop], weight_ih, bias_ih)
             last = _advance(last, _turned(drive, reverse), weight_hh, bias_hh, tanh, after)
-            done += stop - start
+            done += size
             if out is not None:
                 out[start:stop] = _turned(after, reverse)
             summaries += (
@@ -168,7 +167,7 @@ class _RNN(torch.autograd.Function):
             grad_ih,
             grad_hh,
             grad_bias if wants_bias_ih else None,
-            grad_bias if wants_bias_hh else None,
+            grad_bias.clone() if grad_bias is not None and wants_bias_hh else None,
             *(None,) * 5,
         )
 
@@ -180,15 +179,7 @@ def _all_states(steps: int, h0: Tensor) -> Tensor:
 
 
 def _advance(state: Tensor, drive: Tensor, weight: Tensor, bias: Tensor | None, tanh: bool, after: Tensor) -> Tensor:
-    """Takes a state through a chunk.
-
-    Args:
-        state: ``[n, h]``.
-        drive: What the input adds at each step ``[c, n, h]``.
-        weight: ``weight_hh``.
-        bias: ``bias_hh``.
-        tanh: Whether the activation is tanh.
-        after: Receives the state after each step ``[c, n, h]``.
+    """Takes a state ``[n, h]`` through a chunk, whose input adds ``drive`` ``[c, n, h]``; fills ``after`` likewise.
 
     Returns:
         The last state, in memory of its own.
@@ -206,9 +197,9 @@ def _retreat(grad: Tensor, grad_out: Tensor | None, grads: Tensor, after: Tensor
 
     Args:
         grad: ``[n, h]``.
-        grad_out: What the outputs add to the gradient of the states ``[c, n, h]``.
+        grad_out: What the outputs add to it after each step ``[c, n, h]``.
         grads: Receives the gradients of the sums inside the activation ``[c, n, h]``.
-        after: The states after each step, or for ReLU anything of the same sign; may be ``grads`` itself.
+        after: The states, or for ReLU anything of the same sign ``[c, n, h]``; may be ``grads`` itself.
         weight: ``weight_hh``.
         tanh: Whether the activation is tanh.
     """

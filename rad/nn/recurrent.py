@@ -37,9 +37,10 @@ class _Recurrent(Converted, nn.RNN):
 
     def keeps(self) -> str:
         """What the layer keeps for its backward pass, in a few words."""
+        sketch = self.recipe.sketch
         if self.nonlinearity == "tanh":
-            return f"states exactly, for tanh; {self.recipe.sketch} of the input"
-        return f"{self.recipe.sketch}, 1 bit per state"
+            return f"states exactly, for tanh; {sketch} of the input"
+        return str(sketch) if sketch.budget == 1 else f"{sketch}, 1 bit per state"
 
     def _differentiable(self, input: Tensor, hx: Tensor | None) -> bool:
         """Whether there is a gradient to come; if not, the stock layer does it all."""

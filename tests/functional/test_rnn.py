@@ -154,7 +154,7 @@ def test_either_output_may_go_unused(three_steps, sketch, nonlinearity, outputs)
 def test_weight_gradients_are_unbiased(three_steps, sketch):
     inputs, generator = SIZES.inputs(torch.float32), seeded(0)
     weights = inputs[2:4]
-    draws = [gradients(rnn(*inputs, "relu", sketch, generator), weights) for _ in range(500)]
+    draws = [gradients(rnn(*inputs, "relu", sketch, generator), weights) for _ in range(300)]
     exact = gradients(oracle(inputs, "relu"), weights)
     for i in range(2):
         assert_unbiased(torch.stack([grads[i] for grads in draws]), exact[i])
@@ -174,7 +174,7 @@ def test_each_step_has_a_draw_of_its_own(three_steps, sketch):
     grad_out = torch.eye(SIZES.T, SIZES.h, dtype=torch.float64)[:, None].expand(-1, SIZES.n, -1)
     probe = normal(SIZES.h, seed=8, dtype=torch.float64)
     errors = []
-    for _ in range(400):
+    for _ in range(250):
         out, _ = rnn(*inputs, "relu", sketch, generator)
         (grad,) = torch.autograd.grad(out, inputs[3], grad_out)
         errors.append((grad[: SIZES.T] - SIZES.n * inputs[4].detach()) @ probe)

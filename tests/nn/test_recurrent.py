@@ -17,7 +17,6 @@ from rad.nn import FinalState
 
 STOCK = {"RNN": nn.RNN, "FinalState": FinalState}
 every_layer = pytest.mark.parametrize("stock", STOCK.values(), ids=STOCK)
-CONVERTED = pytest.mark.parametrize("sketch", [rad.Exact(), rad.Project(0.5), rad.Rounding(0.5)], ids=str)
 
 
 def outputs(layer: nn.Module, *args: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +46,7 @@ options = st.fixed_dictionaries(
 @pytest.mark.filterwarnings("ignore:dropout option")
 @every_layer
 @given(options=options, T=st.integers(1, 6), n=st.sampled_from([None, 1, 3]), given_state=st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_all_options_of_the_stock_layer(stock, options, T, n, given_state):
     layer = stock(**options)
     d, count = options["input_size"], options["num_layers"] * (1 + options["bidirectional"])
@@ -100,13 +99,20 @@ def test_conversion_and_back(stock):
     assert repr(model) == before
 
 
-def test_tanh_says_what_it_keeps():
+def test_layers_say_what_they_keep():
     layer = rad.convert(nn.RNN(3, 4), rad.Project(0.5))
     assert layer.keeps() == "states exactly, for tanh; Project(budget=0.5) of the input"
+    assert rad.convert(nn.RNN(3, 4, nonlinearity="relu"), rad.Exact()).keeps() == "Exact(budget=1.0)"
 
 
-@every_layer
-def test_final_state(stock):
+def test_gradients_of_both_biases_can_be_changed_alone():
+    layer = rad.convert(nn.RNN(3, 4), rad.Project(0.5))
+    grads = torch.autograd.grad(layer(normal(5, 2, 3))[0].sum(), [layer.bias_ih_l0, layer.bias_hh_l0])
+    torch.testing.assert_close(*grads)
+    assert not grads[0].zero_().equal(grads[1])
+
+
+def test_final_state():
     layer = nn.RNN(3, 4, 2, bidirectional=True, batch_first=True)
     final = FinalState(3, 4, 2, bidirectional=True, batch_first=True)
     final.load_state_dict(layer.state_dict())
