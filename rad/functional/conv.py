@@ -160,17 +160,18 @@ def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geomet
     """
     n, c, k = values.shape
     o, _, *kernel = to.weight
-    met = _outputs_met(index, grad_out.shape[2:], to)
+    offsets = kernel[0] * kernel[1]
     rows = grad_out.reshape(n, o, -1)
-    room = min(to.input.numel() // 4, _CHUNK) // (o * len(met))
+    room = min(to.input.numel() // 4, _CHUNK) // (o * offsets)
     positions = min(k, max(room, 1))
     images = max(room // positions, 1)
     # Sums of many chunks, so not in half precision.
-    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * len(met), dtype=_sum_dtype(values.dtype))
-    for first, part in zip(rows.split(images), values.split(images), strict=True):
-        for places, kept in zip(met.split(positions, 1), part.split(positions, 2), strict=True):
+    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=_sum_dtype(values.dtype))
+    for places, part in zip(index.split(positions), values.split(positions, 2), strict=True):
+        met = _outputs_met(places, grad_out.shape[2:], to)
+        for kept, grads in zip(part.split(images), rows.split(images), strict=True):
             kept = kept.transpose(0, 1).reshape(to.groups, c // to.groups, -1)
-            total += kept @ _gather(first, places).view(to.groups, -1, kept.shape[2]).mT
+            total += kept @ _gather(grads, met).view(to.groups, -1, kept.shape[2]).mT
     grad = total.view(to.groups, c // to.groups, o // to.groups, *kernel).transpose(1, 2)
     return grad.reshape(to.weight).to(values.dtype)
 
