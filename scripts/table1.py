@@ -200,7 +200,7 @@ Bytes in MB (10⁶), batch {BATCH}, {args.method}; {where["cpu"]}, device cpu, 1
   after; at fraction 1 masks are kept as well; random numbers of the RNN are replayed from seeds and cost nothing.
 * left: measured less formula less explained, relative to the formula.
 * peak, allocator: the most that PyTorch held at once in a forward and backward pass, gradients of the weights and
-  passing activations included, weights and input batch not. peak, process: growth of the resident memory of a fresh process.
+  passing activations included, weights and input batch not. peak, process: growth of a fresh process's resident memory.
 """
     print(text)
     if args.out:
