@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps in a block (default %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     for name in ("rounds", "steps"):
         if getattr(args, name) < 2:
             parser.error(f"--{name} must be at least 2, got {getattr(args, name)}")

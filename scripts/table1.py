@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--method", choices=methods, default="rad_same", help="estimator (default %(default)s)")
     parser.add_argument("--net", choices=[net.model for net in NETS], help="only this one")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     nets = [net for net in NETS if args.net in (None, net.model)]
     titles = [
         "net",
