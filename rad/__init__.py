@@ -1,6 +1,6 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
-from rad import functional, measure, nn, sketch
+from rad import functional, measure, nn, pde, sketch
 from rad.nn import convert, revert
 from rad.sketch import BudgetFloorWarning, Exact, Project, Rounding, Sample, Sketch
 
@@ -15,6 +15,7 @@ __all__ = [
     "functional",
     "measure",
     "nn",
+    "pde",
     "revert",
     "sketch",
 ]
