@@ -106,6 +106,10 @@ class RunDir:
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}); delete it and run the same command again") from error
 
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return yaml.safe_load((self.path / "config.yaml").read_text())
+
     def finished(self) -> bool:
         """Whether nothing of the run is missing."""
         return self.meta().get("status") == "finished"

@@ -3,5 +3,16 @@
 from rad.pde.checkpointing import simulate_checkpointed
 from rad.pde.problem import Fourier, Problem, Source, Target, reactor
 from rad.pde.simulate import simulate
+from rad.pde.trajectory import Trajectory, trajectory
 
-__all__ = ["Fourier", "Problem", "Source", "Target", "reactor", "simulate", "simulate_checkpointed"]
+__all__ = [
+    "Fourier",
+    "Problem",
+    "Source",
+    "Target",
+    "Trajectory",
+    "reactor",
+    "simulate",
+    "simulate_checkpointed",
+    "trajectory",
+]

@@ -64,7 +64,7 @@ def split(length: int, snapshots: int) -> int:
     c, r = snapshots + 1, 1
     while math.comb(c + r, c) < length:
         r += 1
-    return max(1, length // 2) or (length - math.comb(c + r - 2, c - 1))
+    return min(math.comb(c + r - 1, c), length - math.comb(c + r - 2, c - 1))
 
 
 def first_snapshots(length: int, snapshots: int) -> list[int]:
