@@ -1,18 +1,34 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
-from rad import functional, measure, nn, sketch
+from rad import functional, graph, measure, nn, sketch
 from rad.nn import convert, revert
-from rad.sketch import BudgetFloorWarning, Exact, Project, Rounding, Sample, Sketch
+from rad.sketch import (
+    BudgetFloorWarning,
+    Exact,
+    NormSample,
+    Project,
+    RoundedSample,
+    Rounding,
+    Sample,
+    Sketch,
+    SparseProject,
+    Stratified,
+)
 
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
+    "NormSample",
     "Project",
+    "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
+    "SparseProject",
+    "Stratified",
     "convert",
     "functional",
+    "graph",
     "measure",
     "nn",
     "revert",

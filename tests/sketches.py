@@ -16,6 +16,12 @@ SKETCHES = {
     "sample-batch-without": partial(rad.Sample, per="batch", replacement=False),
     "sample-element": partial(rad.Sample, per="element"),
     "sample-element-without": partial(rad.Sample, per="element", replacement=False),
+    "stratified-batch": partial(rad.Stratified, per="batch"),
+    "stratified-element": partial(rad.Stratified, per="element"),
+    "norm-feature": partial(rad.NormSample, axis="feature"),
+    "norm-row": partial(rad.NormSample, axis="row"),
+    "sparse-project": rad.SparseProject,
+    "rounded-sample": rad.RoundedSample,
     "rounding": rad.Rounding,
     "rounding-narrow": partial(rad.Rounding, group=16),
 }

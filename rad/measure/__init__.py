@@ -1,5 +1,6 @@
-"""Measuring what gradients cost."""
+"""Measuring what gradients cost, in bytes and in noise."""
 
+from rad.measure.gradient import GradientNoise, Moments, gradient_noise, gradients
 from rad.measure.saved import Entry, Ledger, saved_bytes
 
-__all__ = ["Entry", "Ledger", "saved_bytes"]
+__all__ = ["Entry", "GradientNoise", "Ledger", "Moments", "gradient_noise", "gradients", "saved_bytes"]
