@@ -20,9 +20,20 @@ from experiments.errors import UserError
 
 __all__ = ["RunDir", "digest"]
 
-# Settings that do not say what a run computes; a run may be resumed with others. (What `tuned` lists for the run's
-# own method stands in `optimizer` as well.)
-PASSING = ("runs", "run_dir", "device", "threads", "tracker", "data.root", "tuned")
+# Settings that do not say what a run computes; a run may be resumed with others. (What `tuned` and `scales` list for
+# the run's own method and size stands in `optimizer`, `iterations` and so on as well.)
+PASSING = (
+    "runs",
+    "run_dir",
+    "device",
+    "threads",
+    "tracker",
+    "data.root",
+    "data.images.root",
+    "tuned",
+    "scale",
+    "scales",
+)
 
 _OWN = (".lock", "config.yaml.partial")  # what a directory may hold before it holds a config
 

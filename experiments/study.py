@@ -1,29 +1,104 @@
-"""From a config to a finished run."""
+"""From a config to a finished run: what all kinds of study have in common."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf.errors import OmegaConfBaseException
 
 import rad
 from experiments import provenance
-from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.figures import convergence_figure, save
-from experiments.methods import Batch, Exact, Method, measured
-from experiments.records import load_runs
 from experiments.rundir import RunDir, digest
 from experiments.tracking import Tracker
-from experiments.train import Evaluation, Trainer, generator, loss
 
-__all__ = ["build", "make", "run_directory", "study", "validate"]
+__all__ = [
+    "Record",
+    "Study",
+    "Task",
+    "build",
+    "device",
+    "experiment_name",
+    "generator",
+    "make",
+    "run_directory",
+    "study",
+    "validate",
+    "whole",
+]
+
+Record = dict[str, Any]
+
+
+class Task(Protocol):
+    """Work in iterations, with a record now and then, that can go on from a state.
+
+    Attributes:
+        iteration: How far it is.
+        iterations: How far it goes.
+        seconds: Spent in iterations so far, without evaluations.
+        device: Where it computes.
+    """
+
+    iteration: int
+    iterations: int
+    seconds: float
+    device: torch.device
+
+    def run(self, record: Callable[[Record], None], save: Callable[[Record], None]) -> None:
+        """Goes on to the last iteration.
+
+        Args:
+            record: Takes one record an evaluation, with at least ``iteration``.
+            save: Takes the state after each record; from it ``restore`` goes on bit for bit.
+
+        Raises:
+            UserError: If it cannot go on for a reason that the user can mend.
+        """
+
+    def restore(self, state: Record) -> None:
+        """Goes back to a state.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: If it belongs to another task.
+        """
+
+
+class Study(ABC):
+    """A kind of study: one yaml in ``configs/study`` with its settings and defaults."""
+
+    @abstractmethod
+    def validate(self, config: DictConfig) -> None:
+        """Refuses settings of this kind of study that are out of range, before any work starts.
+
+        Raises:
+            UserError: Names the setting, its value and what is allowed.
+        """
+
+    @abstractmethod
+    def build(self, config: DictConfig) -> tuple[Task, Record]:
+        """The task, and the meta data that can be said before it starts, besides those of every run.
+
+        Raises:
+            UserError: If a part cannot be made as configured.
+        """
+
+    @abstractmethod
+    def headline(self, meta: Record) -> str:
+        """What is run, in a line for the terminal."""
+
+    @abstractmethod
+    def summarize(self, run: RunDir) -> str:
+        """Draws the figure of a finished run into its directory; returns what to print."""
 
 
 def study(config: DictConfig) -> Path:
@@ -38,169 +113,99 @@ def study(config: DictConfig) -> Path:
     Raises:
         UserError: For anything the user can mend.
     """
-    validate(config)
+    kind = validate(config)
     path, settings = run_directory(config), _resolved(config)
     run = RunDir(path)
     run.refuse_foreign(settings)
     if run.finished():
         print(f"{path} is finished already; delete it to run it again")
     else:
-        trainer, meta = build(config)
+        task, meta = build(config)
         tracker = make(config.tracker)
         with run.claimed(settings):
             if not run.finished():  # by another process, meanwhile
-                _train(run, trainer, meta, tracker, settings)
-    _summarize(run)
+                print(kind.headline(meta))
+                _carry_out(run, task, meta, tracker, settings)
+    print(kind.summarize(run))
     return path
 
 
-def validate(config: DictConfig) -> None:
-    """Refuses settings out of range, before any work starts.
+def validate(config: DictConfig) -> Study:
+    """Refuses settings out of range, before any work starts; returns the kind of study.
 
     Raises:
         UserError: Names the setting, its value and what is allowed.
     """
+    if config.scale is not None and "scales" not in config:
+        raise UserError(
+            f"scale={config.scale} needs an experiment that says what it means; set experiment, or no scale"
+        )
+    if config.scale is not None and config.scale not in config.scales:
+        raise UserError(f"scale must be one of {', '.join(map(str, config.scales))}, got {config.scale!r}")
+    try:
+        _resolved(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from error
     try:
         rad.sketch.check_budget(config.budget)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    whole = {
-        "iterations": config.iterations,
-        "batch_size": config.batch_size,
-        "evaluate.test_every": config.evaluate.test_every,
-        "evaluate.train_every": config.evaluate.train_every,
-        "evaluate.batch_size": config.evaluate.batch_size,
-    }
-    if "step_size" in config.schedule:
-        whole["schedule.step_size"] = config.schedule.step_size
+    whole("iterations", config.iterations)
     if config.threads is not None:
-        whole["threads"] = config.threads
-    for name, value in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed must be a whole number of at least 0, got {config.seed!r}")
-    if not isinstance(config.bootstrap, bool):
-        raise UserError(f"bootstrap must be true or false, got {config.bootstrap!r}")
+        whole("threads", config.threads)
+    whole("seed", config.seed, least=0)
+    kind: Study = make(config.study)
+    kind.validate(config)
+    return kind
+
+
+def whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuses a setting that is not a whole number of at least ``least``.
+
+    Raises:
+        UserError: Names the setting, its value and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def build(config: DictConfig) -> tuple[Task, Record]:
+    """The task of a validated config, and all its meta data.
+
+    Raises:
+        UserError: If a part cannot be made as configured.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    task, meta = make(config.study).build(config)
+    return task, {
+        "experiment": experiment_name(),
+        "method": config.method.name,
+        "budget": config.budget,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "settings": digest(_resolved(config)),
+        **meta,
+    }
 
 
 def run_directory(config: DictConfig) -> Path:
     """``run_dir``, or ``<runs>/<experiment, or model-data>/<overrides>``: the same command finds the same run."""
     if config.run_dir is not None:
         return Path(config.run_dir)
-    return Path(config.runs) / _experiment() / (HydraConfig.get().job.override_dirname or "default")
+    return Path(config.runs) / experiment_name() / (HydraConfig.get().job.override_dirname or "default")
 
 
-def build(config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, dict[str, Any]]:
-    """Everything a run is made of, and the meta data that can be said before it starts.
-
-    Args:
-        config: As composed by Hydra.
-        data: The data set, where it has been loaded already.
-
-    Raises:
-        UserError: If a part cannot be made as configured.
-    """
-    device = _device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    method: Method = make(config.method)
-    data = data or make(config.data)
-    if config.batch_size > len(data.x_train):
-        raise UserError(f"batch_size is {config.batch_size}, but {data.name} has {len(data.x_train)} training examples")
-    if config.bootstrap:
-        data = data.bootstrap(generator(config.seed, "bootstrap"))
-    data = data.to(device)
-
-    torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
-    model: nn.Module = make(config.model).to(device)
-    batch = _head(data, config.batch_size)
-    try:
-        exact_saved_bytes = measured(Exact("exact"), model, batch, loss)
-    except (RuntimeError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        shape = list(batch[0].shape[1:])
-        raise UserError(
-            f"the model cannot train on {data.name}, images {shape}: {reason}; change model or data"
-        ) from error
-    batch_size = method.batch_size(model, batch, loss)
-    meta = {
-        "experiment": _experiment(),
-        "method": method.name,
-        "model": type(model).__name__.lower(),
-        "data": data.name,
-        "budget": config.budget,
-        "seed": config.seed,
-        "iterations": config.iterations,
-        "batch_size": batch_size,
-        "saved_bytes": measured(method, model, _head(data, batch_size), loss),
-        "exact_saved_bytes": exact_saved_bytes,
-        "settings": digest(_resolved(config)),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
-    sketches = generator(config.seed, "sketches")
-    model = method.prepare(model, sketches)
-    torch.manual_seed(generator(config.seed, "forward pass").initial_seed())  # of models with dropout
-    optimizer = make(config.optimizer, model.parameters())
-    trainer = Trainer(
-        model=model,
-        data=data,
-        optimizer=optimizer,
-        schedule=make(config.schedule, optimizer),
-        iterations=config.iterations,
-        full_batch=config.batch_size,
-        batch_size=batch_size,
-        evaluation=Evaluation(**config.evaluate),
-        batches=generator(config.seed, "batches"),
-        sketches=sketches,
-    )
-    return trainer, meta
+def experiment_name() -> str:
+    """Of the experiment chosen, or else of model and data."""
+    choices = HydraConfig.get().runtime.choices
+    return choices.experiment or f"{choices.model}-{choices.data}"
 
 
-def _train(run: RunDir, trainer: Trainer, meta: dict[str, Any], tracker: Tracker, settings: dict[str, Any]) -> None:
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
-        try:
-            trainer.restore(checkpoint)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{run.path}/checkpoint.pt does not fit this run ({reason}); delete it to begin anew"
-            ) from error
-    run.rewind(trainer.iteration if checkpoint is not None else -1)
-    sessions = [*run.meta().get("sessions", []), provenance.session(trainer.data.x_train.device)]
-    meta = {"status": "running", **meta, "step_ms": None, "sessions": sessions}
-    run.write_meta(meta)
-    tracker.start(run.path, meta, settings)
-    print(
-        f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}, {_bytes(meta)}\n"
-        f"iterations {trainer.iteration} to {trainer.iterations} in {run.path}"
-    )
-
-    def record(entry: dict[str, Any]) -> None:
-        run.append(entry)
-        tracker.log(entry)
-
-    try:
-        trainer.run(record, run.save_checkpoint)
-    except BaseException as error:
-        tracker.finish(failed=True)
-        if isinstance(error, UserError):  # anything else may be mended by going on from the last checkpoint
-            run.write_meta({**meta, "status": "failed"})
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{run.path} cannot be written any more ({error}); the same command goes on later"
-            ) from error
-        raise
-    step_ms = 1000 * trainer.train_seconds / trainer.iterations
-    run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
-    tracker.finish()
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items() if k not in ("run_dir", "hydra")}
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator of its own for each purpose, so that no choice of method disturbs another's numbers."""
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 
 
 def make(config: DictConfig, *args: Any) -> Any:
@@ -223,41 +228,61 @@ def make(config: DictConfig, *args: Any) -> Any:
         raise UserError(f"{config._target_} cannot be made as configured: {error}") from error
 
 
-def _head(data: Dataset, size: int) -> Batch:
-    """The first training examples, copied: autograd would hold the whole set through a view of it."""
-    return data.normalize(data.x_train[:size]), data.y_train[:size].clone()
+def device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is CUDA where there is one.
 
-
-def _device(name: str) -> torch.device:
+    Raises:
+        UserError: If there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        found = torch.device(name)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device must be one that is there, or auto, got {name!r} ({reason})") from error
-    return device
+    return found
 
 
-def _experiment() -> str:
-    choices = HydraConfig.get().runtime.choices
-    return choices.experiment or f"{choices.model}-{choices.data}"
+def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings: Record) -> None:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        try:
+            task.restore(checkpoint)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{run.path}/checkpoint.pt does not fit this run ({reason}); delete it to begin anew"
+            ) from error
+    run.rewind(task.iteration if checkpoint is not None else -1)
+    sessions = [*run.meta().get("sessions", []), provenance.session(task.device)]
+    meta = {"status": "running", **meta, "step_ms": None, "sessions": sessions}
+    run.write_meta(meta)
+    tracker.start(run.path, meta, settings)
+    print(f"iterations {task.iteration} to {task.iterations} in {run.path}")
+
+    def record(entry: Record) -> None:
+        run.append(entry)
+        tracker.log(entry)
+
+    try:
+        task.run(record, run.save_checkpoint)
+    except BaseException as error:
+        tracker.finish(failed=True)
+        if isinstance(error, UserError):  # anything else may be mended by going on from the last checkpoint
+            run.write_meta({**meta, "status": "failed"})
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{run.path} cannot be written any more ({error}); the same command goes on later"
+            ) from error
+        raise
+    step_ms = 1000 * task.seconds / task.iterations
+    run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
+    tracker.finish()
 
 
-def _summarize(run: RunDir) -> None:
-    """Prints how the run ended and draws its curves."""
-    figure = save(convergence_figure(load_runs([run.path]).curves), run.path / "convergence")[1]
-    meta, last = run.meta(), run.records()[-1]
-    print(
-        f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"
-        f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
-        f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
-        f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"
-        f"figure: {figure}"
-    )
-
-
-def _bytes(meta: dict[str, Any]) -> str:
-    ratio = meta["saved_bytes"] / meta["exact_saved_bytes"]
-    return f"{meta['saved_bytes']:,} bytes saved for backward, {ratio:.3f} of exact"
+def _resolved(config: DictConfig) -> Record:
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(k): v for k, v in resolved.items() if k not in ("run_dir", "hydra")}

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from experiments import provenance
 from experiments.errors import UserError
-from experiments.study import build, make, validate
+from experiments.study import make, validate
+from experiments.training import Training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -37,13 +38,18 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
         for method in methods:
             config = compose("config", [*overrides, f"method={method}"], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            validate(config)
+            kind = validate(config)
+            if not isinstance(kind, Training):
+                raise UserError(f"only training is timed here, got {type(kind).__name__}; choose another experiment")
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
             data = data or make(config.data)
-            trainer, meta = build(config, data)
+            trainer, meta = kind.build(config, data)
             x, y = trainer.batch()
             timer = Timer("trainer.step(x, y)", globals=locals(), num_threads=torch.get_num_threads())
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
-            rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
+            common = {"method": method, "budget": config.budget, "device": x.device}
+            rows.append({**common, **meta, "timer": timer, "seconds": []})
     gc.freeze()  # as in training
     for _ in tqdm(range(rounds), disable=None, unit="round"):
         for row in rows:

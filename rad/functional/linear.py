@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rad.functional.autocast import autocast
 from rad.sketch import Sketch, load, save
 
 __all__ = ["linear"]
@@ -36,17 +37,10 @@ def linear(
     Returns:
         Output ``[..., o]``, bit for bit that of ``torch.nn.functional.linear``.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        # As stock autocast does, which leaves float64 alone: the layer keeps the low-precision input.
-        x, weight = _autocast(x), _autocast(weight)
-        bias = None if bias is None else _autocast(bias)
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias, sketch, generator)
-
-
-def _autocast(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(t.device.type))
 
 
 class _Linear(torch.autograd.Function):

@@ -41,9 +41,14 @@ class Converted(nn.Module):
         """Sketch and generator given to ``convert``."""
         return self.__dict__[_RECIPE]
 
+    def unsupported(self) -> str | None:
+        """The option for which the layer runs as the stock one, such as ``"padding_mode=reflect"``, if there is one."""
+        return None
+
     def keeps(self) -> str:
         """What the layer keeps for its backward pass, in a few words."""
-        return str(self.recipe.sketch)
+        option = self.unsupported()
+        return str(self.recipe.sketch) if option is None else f"exact ({option} is not supported)"
 
     def extra_repr(self) -> str:
         """The stock description and what is kept."""

@@ -18,6 +18,7 @@ except ImportError:
     numba = None
 
 __all__ = [
+    "gather",
     "hash_words",
     "integers",
     "masked",
@@ -104,6 +105,19 @@ def scatter(values, index, scale, out):
         places, row = index[r // shared], out[r % out.shape[0]]
         for j in range(values.shape[1]):
             row[places[j]] += values[r, j] * scale
+
+
+@_compiled
+def gather(rows, index, out):
+    """``out[o, q, b, j] = rows[b, o, index[q, j]]``, and 0 where the index is negative."""
+    for b in range(rows.shape[0]):
+        for o in range(rows.shape[1]):
+            row = rows[b, o]
+            for q in range(index.shape[0]):
+                places, picked = index[q], out[o, q, b]
+                for j in range(index.shape[1]):
+                    value = row[max(places[j], 0)]  # without a branch around the access the loop is fast
+                    picked[j] = value if places[j] >= 0 else 0
 
 
 @_compiled

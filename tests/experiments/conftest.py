@@ -19,10 +19,11 @@ import run
 
 @pytest.fixture
 def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a small MNIST, as RAD_DATA."""
+    """The folder of a small MNIST and a small CIFAR-10, as RAD_DATA."""
     folder = tmp_path / "data"
     write_digits(folder)
     write_digits(folder, "fashion_mnist")
+    write_digits(folder, "cifar10", shape=(32, 32, 3))
     monkeypatch.setenv("RAD_DATA", str(folder))
     return folder
 
@@ -34,11 +35,13 @@ def _fresh_hydra() -> None:
 
 @pytest.fixture
 def config(digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
-    """Composes a config as run.py does, on the small data unless told otherwise."""
+    """Composes a config as run.py does, on small data; an experiment at its smallest scale on its own."""
 
     def composed(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            common = ["data=mnist", f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1"]
+            experiment = any(o.startswith("experiment=") for o in overrides)
+            data = ["scale=smoke", "evaluate.train_examples=null"] if experiment else ["data=mnist"]
+            common = [*data, f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1"]
             made = compose("config", [*common, *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(made)
         return made

@@ -27,7 +27,7 @@ def test_normalization_is_that_of_the_scaled_image(tmp_path):
     write_digits(tmp_path)
     data = stored("mnist", str(tmp_path), **ONE)
     image = data.x_train[:3]
-    torch.testing.assert_close(data.normalize(image), (image / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(data.inputs(image), (image / 255 - 0.5) / 0.25)
 
 
 def test_colour_images_become_channels_first(tmp_path):

@@ -36,7 +36,7 @@ def equal(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "train_seconds")
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
     return a == b

@@ -69,7 +69,7 @@ def test_evaluations_come_when_they_are_due(config):
 def test_evaluation_is_the_mean_over_the_set_whatever_its_batches(config):
     trainer, _ = build(config("evaluate.batch_size=7"))
     with torch.no_grad():
-        logits = trainer.model(trainer.data.normalize(trainer.data.x_test))
+        logits = trainer.model(trainer.data.inputs(trainer.data.x_test))
     expected = torch.nn.functional.cross_entropy(logits, trainer.data.y_test).item()
     accuracy = (logits.argmax(1) == trainer.data.y_test).double().mean().item()
     assert trainer.evaluate(trainer.data.x_test, trainer.data.y_test) == pytest.approx((expected, accuracy), rel=1e-5)

@@ -1,58 +1,21 @@
-"""Data sets: decoded once into uint8 tensors, normalized batch by batch on the device."""
+"""Images and labels from files: decoded once into uint8 tensors."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
+from experiments.data.dataset import ARRAYS, Augmentation, Dataset, Normalize
 from experiments.errors import UserError
 
-__all__ = ["Dataset", "mnist5k", "stored"]
+__all__ = ["mnist5k", "stored"]
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels.
-
-    Attributes:
-        name: What every record, figure and table calls the set.
-        x_train: uint8 ``[N, C, H, W]``.
-        y_train: int64 ``[N]``.
-        x_test: uint8 ``[M, C, H, W]``.
-        y_test: int64 ``[M]``.
-        mean: Mean of each channel of an image scaled to [0, 1], ``[C, 1, 1]``.
-        std: Standard deviation likewise.
-    """
-
-    name: str
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def to(self, device: torch.device) -> Dataset:
-        """The same data on a device."""
-        return replace(self, **{f: getattr(self, f).to(device) for f in (*ARRAYS, "mean", "std")})
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images as float32 with the set's mean 0 and standard deviation 1."""
-        return (images.to(torch.float32).div_(255) - self.mean).div_(self.std)
-
-    def bootstrap(self, generator: torch.Generator) -> Dataset:
-        """A training set of the same size, drawn with replacement; the test set stays."""
-        chosen = torch.randint(len(self.x_train), (len(self.x_train),), generator=generator).to(self.x_train.device)
-        return replace(self, x_train=self.x_train[chosen], y_train=self.y_train[chosen])
+_SAME_COPY = 1e-5  # between means of pixels in [0, 255]: one pixel in a million changed by ten
 
 
 def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
@@ -71,14 +34,26 @@ def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
     return _dataset("mnist5k", arrays, mean, std)
 
 
-def stored(name: str, root: str, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+def stored(
+    name: str,
+    root: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    copies: Mapping[str, Sequence[float]] | None = None,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
 
     Args:
-        name: Of the file; ``"mnist"`` and ``"fashion_mnist"`` can be downloaded.
+        name: Of the file; ``"mnist"``, ``"fashion_mnist"`` and ``"cifar10"`` can be downloaded.
         root: Folder of the file.
         mean: Mean of each channel, of images scaled to [0, 1].
         std: Standard deviation likewise.
+        copies: What the set is called where the training images' mean of each channel, in [0, 255], is the one given:
+            re-encoded copies are in use that must not pass for the original. By default it is called ``name``.
+        crop: Pixels by which training images are moved at random; 0 for none.
+        flip: Whether training images are mirrored at random.
 
     Raises:
         UserError: If the file is damaged or not of that layout, or missing while the download fails.
@@ -92,13 +67,24 @@ def stored(name: str, root: str, mean: Sequence[float], std: Sequence[float]) ->
             arrays = {key: file[key] for key in ARRAYS if not missing}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} cannot be read as .npz ({error}); delete it to have it downloaded again, or choose data=mnist5k"
+            f"{path} cannot be read as .npz ({error}); delete it to have it downloaded again, or choose data=mnist5k, "
+            "which needs no file"
         ) from error
     if missing:
         raise UserError(f"{path} lacks the arrays {', '.join(missing)}; it must hold {', '.join(ARRAYS)}, all uint8")
     for split in ("train", "test"):
         _check(path, split, arrays[f"x_{split}"], arrays[f"y_{split}"])
-    return _dataset(name, arrays, mean, std)
+    if copies is not None:
+        name = _which_copy(name, copies, arrays["x_train"])
+    return _dataset(name, arrays, mean, std, Augmentation(crop, flip) if crop or flip else None)
+
+
+def _which_copy(name: str, copies: Mapping[str, Sequence[float]], images: np.ndarray) -> str:
+    found = images.reshape(-1, images.shape[-1]).mean(0, dtype=np.float64)
+    for copy, means in copies.items():
+        if np.shape(means) == found.shape and np.abs(found - np.array(means)).max() < _SAME_COPY:
+            return copy
+    return f"{name} (unknown copy)"
 
 
 def _check(path: Path, split: str, x: np.ndarray, y: np.ndarray) -> None:
@@ -114,7 +100,7 @@ def _check(path: Path, split: str, x: np.ndarray, y: np.ndarray) -> None:
 def _download(name: str, path: Path) -> None:
     from torchvision import datasets
 
-    source = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}.get(name)
+    source = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}.get(name)
     ways_out = f"put the file {path} there (point data.root or RAD_DATA at its folder), or choose data=mnist5k"
     if source is None:
         raise UserError(f"{path} does not exist and nothing is known to download for {name!r}; {ways_out}")
@@ -135,7 +121,13 @@ def _download(name: str, path: Path) -> None:
         raise UserError(f"{name} is not at {path} and could not be downloaded ({reason}); {ways_out}") from error
 
 
-def _dataset(name: str, arrays: dict[str, np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Dataset:
+def _dataset(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    mean: Sequence[float],
+    std: Sequence[float],
+    augmentation: Augmentation | None = None,
+) -> Dataset:
     tensors = {}
     for split in ("train", "test"):
         x = torch.from_numpy(arrays[f"x_{split}"])
@@ -144,9 +136,4 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], mean: Sequence[float], st
     channels = tensors["x_train"].shape[1]
     if not len(mean) == len(std) == channels:
         raise UserError(f"data.mean has {len(mean)} and data.std {len(std)} values, but {name} has {channels} channels")
-    return Dataset(
-        name=name,
-        mean=torch.tensor(list(mean)).view(-1, 1, 1),
-        std=torch.tensor(list(std)).view(-1, 1, 1),
-        **tensors,
-    )
+    return Dataset(name=name, inputs=Normalize(list(mean), list(std)), augmentation=augmentation, **tensors)

@@ -10,30 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.data import Dataset
 from experiments.errors import UserError
 
-__all__ = ["Evaluation", "Trainer", "generator", "loss"]
-
-loss = F.cross_entropy
-
-
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator of its own for each purpose, so that no choice of method disturbs another's numbers."""
-    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+__all__ = ["Evaluation", "Trainer"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Iterations between evaluations on the test set and on the training set, and their batch size."""
+    """When and how to evaluate.
+
+    Attributes:
+        test_every: Iterations between evaluations on the test set.
+        train_every: Iterations between evaluations on the training set.
+        train_examples: How many training examples are evaluated, evenly spaced; ``None`` for all.
+        batch_size: Examples at a time.
+    """
 
     test_every: int
     train_every: int
+    train_examples: int | None
     batch_size: int
 
     def due(self, iteration: int, last: int) -> tuple[bool, bool]:
@@ -53,9 +52,10 @@ class Trainer:
         iterations: Steps in all.
         full_batch: Examples drawn for each step, the same for every method.
         batch_size: How many of them, the first ones, are trained on.
+        clip_norm: Largest norm of the whole gradient, or ``None``.
         evaluation: When and how to evaluate.
-        batches: Generator of the minibatches.
-        sketches: Generator of the sketches' seeds, the one the model was prepared with.
+        generators: ``batches`` of the minibatches, ``augmentation`` of their random changes, and ``sketches``, the one
+            the model was prepared with.
     """
 
     def __init__(
@@ -67,17 +67,21 @@ class Trainer:
         iterations: int,
         full_batch: int,
         batch_size: int,
+        clip_norm: float | None,
         evaluation: Evaluation,
-        batches: torch.Generator,
-        sketches: torch.Generator,
+        generators: dict[str, torch.Generator],
     ) -> None:
         self.model, self.data = model, data
         self.optimizer, self.schedule = optimizer, schedule
         self.iterations, self.full_batch, self.batch_size = iterations, full_batch, batch_size
-        self.evaluation = evaluation
-        self.generators = {"batches": batches, "sketches": sketches}
+        self.clip_norm, self.evaluation, self.generators = clip_norm, evaluation, generators
+        self.device = data.x_train.device
+        count = evaluation.train_examples or len(data.x_train)
+        chosen = torch.linspace(0, len(data.x_train) - 1, count, device=self.device).round().long()
+        whole = count == len(data.x_train)
+        self.train_set = (data.x_train, data.y_train) if whole else (data.x_train[chosen], data.y_train[chosen])
         self.iteration = 0
-        self.train_seconds = 0.0
+        self.seconds = 0.0
         self.restored = False
 
     def run(self, record: Callable[[dict[str, Any]], None], save: Callable[[dict[str, Any]], None]) -> None:
@@ -95,7 +99,7 @@ class Trainer:
         gc.freeze()
         if not self.restored:
             self._evaluate(record, save, batch_loss=None)
-        total, steps = torch.zeros((), device=self.data.x_train.device), 0
+        total, steps = torch.zeros((), device=self.device), 0
         start = time.perf_counter()
         with tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it") as progress:
             while self.iteration < self.iterations:
@@ -104,24 +108,30 @@ class Trainer:
                 progress.update()
                 if any(self.evaluation.due(self.iteration, self.iterations)):
                     batch_loss = total.item() / steps
-                    self.train_seconds += time.perf_counter() - start
+                    self.seconds += time.perf_counter() - start
                     self._evaluate(record, save, batch_loss)
                     progress.set_postfix(loss=f"{batch_loss:.4f}")
                     total.zero_()
                     steps, start = 0, time.perf_counter()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """The next minibatch: normalized images and labels."""
-        size = (self.full_batch,)
-        chosen = torch.randint(len(self.data.x_train), size, generator=self.generators["batches"])[: self.batch_size]
-        chosen = chosen.to(self.data.x_train.device)
-        return self.data.normalize(self.data.x_train[chosen]), self.data.y_train[chosen]
+        """The next minibatch: inputs of the model and targets."""
+        # All that is drawn is drawn for a full batch, so that every method sees the same examples in the same order.
+        chosen = torch.randint(len(self.data.x_train), (self.full_batch,), generator=self.generators["batches"])
+        chosen = chosen[: self.batch_size].to(self.device)
+        x = self.data.x_train[chosen]
+        if self.data.augmentation is not None:
+            draws = self.data.augmentation.draw(self.full_batch, self.generators["augmentation"])
+            x = self.data.augmentation(x, draws[: self.batch_size])
+        return self.data.inputs(x), self.data.y_train[chosen]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on a minibatch; returns its loss before the step."""
         self.optimizer.zero_grad()
-        value = loss(self.model(x), y)
+        value = self.data.loss(self.model(x), y)
         value.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
@@ -131,7 +141,7 @@ class Trainer:
         """Everything that the rest of the run depends on."""
         return {
             "iteration": self.iteration,
-            "train_seconds": self.train_seconds,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -155,7 +165,7 @@ class Trainer:
         torch.set_rng_state(state["torch"])
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
-        self.iteration, self.train_seconds = state["iteration"], state["train_seconds"]
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.restored = True
 
     def _evaluate(
@@ -170,10 +180,10 @@ class Trainer:
             "data": self.data.name,
             "batch_loss": batch_loss,
             "learning_rate": self.schedule.get_last_lr()[0],
-            "train_seconds": round(self.train_seconds, 3),
+            "train_seconds": round(self.seconds, 3),
         }
         if on_train:
-            entry["train_loss"], entry["train_accuracy"] = self.evaluate(self.data.x_train, self.data.y_train)
+            entry["train_loss"], entry["train_accuracy"] = self.evaluate(*self.train_set)
         if on_test:
             entry["test_loss"], entry["test_accuracy"] = self.evaluate(self.data.x_test, self.data.y_test)
         record(entry)
@@ -187,14 +197,13 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy on uint8 images and their labels."""
+        """Mean loss and accuracy on stored examples and their targets."""
         self.model.eval()
         total, correct = 0.0, 0
-        for images, labels in zip(
-            x.split(self.evaluation.batch_size), y.split(self.evaluation.batch_size), strict=True
-        ):
-            logits = self.model(self.data.normalize(images))
-            total += loss(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
+        size = self.evaluation.batch_size
+        for examples, targets in zip(x.split(size), y.split(size), strict=True):
+            outputs = self.model(self.data.inputs(examples))
+            total += self.data.loss(outputs, targets, reduction="sum").item()
+            correct += int(self.data.correct(outputs, targets).sum())
         self.model.train()
         return total / len(y), correct / len(y)

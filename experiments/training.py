@@ -1,0 +1,119 @@
+"""The study of training: a model, a data set and a method, with losses and accuracy over iterations."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from experiments.data import Dataset
+from experiments.errors import UserError
+from experiments.figures import convergence_figure, save
+from experiments.methods import Batch, Exact, Method, measured
+from experiments.records import load_runs
+from experiments.rundir import RunDir
+from experiments.study import Record, Study, device, generator, make, whole
+from experiments.trainer import Evaluation, Trainer
+
+__all__ = ["Training"]
+
+
+class Training(Study):
+    """Trains one model by one method."""
+
+    def validate(self, config: DictConfig) -> None:
+        whole("batch_size", config.batch_size)
+        for name, value in config.evaluate.items():
+            if name != "train_examples" or value is not None:
+                whole(f"evaluate.{name}", value)
+        if "step_size" in config.schedule:
+            whole("schedule.step_size", config.schedule.step_size)
+        if not isinstance(config.bootstrap, bool):
+            raise UserError(f"bootstrap must be true or false, got {config.bootstrap!r}")
+        clip = config.clip_norm
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+            raise UserError(f"clip_norm must be a positive number, or null for no clipping, got {clip!r}")
+
+    def build(self, config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, Record]:
+        """The trainer and its meta data; ``data`` where it has been loaded already."""
+        where = device(config.device)
+        method: Method = make(config.method)
+        data = data or make(config.data)
+        if config.batch_size > len(data.x_train):
+            raise UserError(
+                f"batch_size is {config.batch_size}, but {data.name} has {len(data.x_train)} training examples"
+            )
+        if (config.evaluate.train_examples or 0) > len(data.x_train):
+            raise UserError(
+                f"evaluate.train_examples is {config.evaluate.train_examples}, but {data.name} has only "
+                f"{len(data.x_train)} training examples; null takes all"
+            )
+        if config.bootstrap:
+            data = data.bootstrap(generator(config.seed, "bootstrap"))
+        data = data.to(where)
+
+        torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
+        model: nn.Module = make(config.model).to(where)
+        batch = _head(data, config.batch_size)
+        try:
+            exact_saved_bytes = measured(Exact("exact"), model, batch, data.loss)
+        except (RuntimeError, IndexError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            shape = list(batch[0].shape[1:])
+            raise UserError(
+                f"the model cannot train on {data.name}, examples {shape}: {reason}; change model or data"
+            ) from error
+        batch_size = method.batch_size(model, batch, data.loss)
+        meta = {
+            "model": type(model).__name__.lower(),
+            "data": data.name,
+            "batch_size": batch_size,
+            "saved_bytes": measured(method, model, _head(data, batch_size), data.loss),
+            "exact_saved_bytes": exact_saved_bytes,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        sketches = generator(config.seed, "sketches")
+        model = method.prepare(model, sketches)
+        torch.manual_seed(generator(config.seed, "forward pass").initial_seed())  # of models with dropout
+        optimizer = make(config.optimizer, model.parameters())
+        trainer = Trainer(
+            model=model,
+            data=data,
+            optimizer=optimizer,
+            schedule=make(config.schedule, optimizer),
+            iterations=config.iterations,
+            full_batch=config.batch_size,
+            batch_size=batch_size,
+            clip_norm=config.clip_norm,
+            evaluation=Evaluation(**config.evaluate),
+            generators={
+                "batches": generator(config.seed, "batches"),
+                "augmentation": generator(config.seed, "augmentation"),
+                "sketches": sketches,
+            },
+        )
+        return trainer, meta
+
+    def headline(self, meta: Record) -> str:
+        return f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}, {_bytes(meta)}"
+
+    def summarize(self, run: RunDir) -> str:
+        figure = save(convergence_figure(load_runs([run.path]).curves), run.path / "convergence")[1]
+        meta, last = run.meta(), run.records()[-1]
+        return (
+            f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"
+            f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
+            f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
+            f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"
+            f"figure: {figure}"
+        )
+
+
+def _head(data: Dataset, size: int) -> Batch:
+    """The first training examples, copied: autograd would hold the whole set through a view of it."""
+    return data.inputs(data.x_train[:size]), data.y_train[:size].clone()
+
+
+def _bytes(meta: Record) -> str:
+    ratio = meta["saved_bytes"] / meta["exact_saved_bytes"]
+    return f"{meta['saved_bytes']:,} bytes saved for backward, {ratio:.3f} of exact"

@@ -1,0 +1,19 @@
+"""What stock autocast does to the operands of a product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["autocast"]
+
+
+def autocast(operand: Tensor) -> Tensor:
+    """The operand in the low precision of autocast where that is on; float64 is left alone, as by stock.
+
+    To be called before anything is kept: it is the low-precision input then.
+    """
+    kind = operand.device.type
+    if operand.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return operand
+    return operand.to(torch.get_autocast_dtype(kind))
