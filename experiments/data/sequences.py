@@ -47,7 +47,7 @@ def pixel_by_pixel(images: Dataset, length: int, permuted: bool) -> Dataset:
     if isinstance(length, bool) or not isinstance(length, int) or length < 1 or pixels % length:
         divisors = ", ".join(str(n) for n in range(1, pixels + 1) if pixels % n == 0)
         raise UserError(
-            f"data.length must divide the {pixels} pixels of {images.name}, got {length!r}; take {divisors}"
+            f"data.length must divide the {pixels} pixels of {images.name}, got {length!r}; choose one of {divisors}"
         )
     if not isinstance(permuted, bool):
         raise UserError(f"data.permuted must be true or false, got {permuted!r}")

@@ -130,9 +130,15 @@ class _Conv2d(torch.autograd.Function):
 
 
 def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
-    n, c, h, w = to.input
-    padded = torch.Size((n, c, h + to.extra[0], w + to.extra[1]))
-    return _backward(grad_out, stand_in(padded, grad_out), weight, to, 0)[:, :, :h, :w]
+    # As a transposed convolution: PyTorch's own routine for this gradient would ask for an input to read its shape,
+    # and copy even one that has no memory of its own.
+    beyond = [
+        to.input[2 + i] + to.extra[i] + 2 * to.padding[i] - to.dilation[i] * (to.weight[2 + i] - 1) - 1
+        for i in range(2)
+    ]
+    rest = [b % stride for b, stride in zip(beyond, to.stride, strict=True)]  # of rows and columns no kernel reaches
+    grad = F.conv_transpose2d(grad_out, weight, None, to.stride, to.padding, rest, to.groups, to.dilation)
+    return grad[:, :, : to.input[2], : to.input[3]]
 
 
 def _grad_weight(sketch: Sketch, compressed: Compressed, grad_out: Tensor, to: _Geometry) -> Tensor:
@@ -142,14 +148,10 @@ def _grad_weight(sketch: Sketch, compressed: Compressed, grad_out: Tensor, to: _
     x = values.view(to.input)
     if any(to.extra):
         x = F.pad(x, (0, to.extra[1], 0, to.extra[0]))
-    return _backward(grad_out, x, stand_in(to.weight, grad_out), to, 1)
-
-
-def _backward(grad_out: Tensor, x: Tensor, weight: Tensor, to: _Geometry, operand: int) -> Tensor:
-    """The dense gradient of operand 0, the input, or 1, the weight; for it only the operand's shape is needed."""
-    wanted = [operand == i for i in range(3)]
+    # Of the weight only the shape is read.
     moves = (to.stride, to.padding, to.dilation, False, (0, 0), to.groups)  # no transposed convolution
-    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, *moves, wanted)[operand]
+    weight = stand_in(to.weight, grad_out)
+    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, *moves, [False, True, False])[1]
 
 
 def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
@@ -160,17 +162,18 @@ def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geomet
     """
     n, c, k = values.shape
     o, _, *kernel = to.weight
-    met = _outputs_met(index, grad_out.shape[2:], to)
+    offsets = kernel[0] * kernel[1]
     rows = grad_out.reshape(n, o, -1)
-    room = min(to.input.numel() // 4, _CHUNK) // (o * len(met))
+    room = min(to.input.numel() // 4, _CHUNK) // (o * offsets)
     positions = min(k, max(room, 1))
     images = max(room // positions, 1)
     # Sums of many chunks, so not in half precision.
-    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * len(met), dtype=_sum_dtype(values.dtype))
-    for first, part in zip(rows.split(images), values.split(images), strict=True):
-        for places, kept in zip(met.split(positions, 1), part.split(positions, 2), strict=True):
+    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=_sum_dtype(values.dtype))
+    for places, part in zip(index.split(positions), values.split(positions, 2), strict=True):
+        met = _outputs_met(places, grad_out.shape[2:], to)
+        for kept, grads in zip(part.split(images), rows.split(images), strict=True):
             kept = kept.transpose(0, 1).reshape(to.groups, c // to.groups, -1)
-            total += kept @ _gather(first, places).view(to.groups, -1, kept.shape[2]).mT
+            total += kept @ _gather(grads, met).view(to.groups, -1, kept.shape[2]).mT
     grad = total.view(to.groups, c // to.groups, o // to.groups, *kernel).transpose(1, 2)
     return grad.reshape(to.weight).to(values.dtype)
 

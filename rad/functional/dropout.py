@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rad.sketch import load, save
-from rad.sketch.bits import masked, pack
+from rad.sketch.bits import masked, pack_positive
 
 __all__ = ["dropout"]
 
@@ -47,7 +47,7 @@ class _Dropout(torch.autograd.Function):
         # The result does not tell an entry that was dropped from one that was zero before; the scales do.
         scales = F.dropout(torch.ones_like(x), p)
         ctx.p = p
-        save(ctx, pack(scales, bits=1))
+        save(ctx, pack_positive(scales))
         if not inplace:
             return x * scales
         ctx.mark_dirty(x)

@@ -18,9 +18,13 @@ from rad.sketch.bits import pack_positive, unpack
 
 __all__ = ["rnn"]
 
-# Dense states are held for as many steps at a time as fit in here: enough to make one large product of many small
-# ones, little enough to stay in a processor's cache, and a small part of any sequence that is worth a sketch.
+# Dense states are held for as many steps at a time as fit in here, and for no less than a unit: enough to make one
+# large product of many small ones, little enough to stay in a processor's cache, and a small part of any sequence that
+# is worth a sketch.
 _CHUNK_BYTES = 2**21
+# Chunks start at multiples of this many steps, where memory is aligned to 64 bytes as it is at the beginning: the
+# order in which a product's terms are summed up may depend on it.
+_CHUNK_UNIT = 16
 
 
 def rnn(
@@ -34,6 +38,7 @@ def rnn(
     sketch: Sketch,
     generator: torch.Generator | None = None,
     sequence: bool = True,
+    reverse: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """``h_t = act(x_t weight_ihᵀ + bias_ih + h_{t−1} weight_hhᵀ + bias_hh)``, exact forwards, for one layer.
 
@@ -58,6 +63,7 @@ def rnn(
         sketch: The summary to keep.
         generator: CPU generator of the sketch's seeds; the global one if ``None``.
         sequence: Whether all outputs are wanted. If not, they never exist at one time.
+        reverse: Whether to begin with the last ``x_t``; outputs stay at the places of their inputs.
 
     Returns:
         All outputs ``[T, n, h]``, or ``None``, and the last state ``[n, h]``; on the CPU bit for bit those of
@@ -73,7 +79,7 @@ def rnn(
         bias_ih, bias_hh = (None if bias is None else autocast(bias) for bias in (bias_ih, bias_hh))
     _check(x, h0, weight_ih, weight_hh, nonlinearity)
     out, last = _RNN.apply(
-        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity == "tanh", sketch, generator, sequence
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity == "tanh", sketch, generator, sequence, reverse
     )
     return out, last
 
@@ -92,35 +98,38 @@ class _RNN(torch.autograd.Function):
         sketch: Sketch,
         generator: Any,
         sequence: bool,
+        reverse: bool,
     ) -> tuple[Tensor | None, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.sketch, ctx.tanh, ctx.x_shape = sketch, tanh, x.shape
-        ctx.bounds = _bounds(len(x), h0.nbytes)
+        ctx.sketch, ctx.tanh, ctx.reverse, ctx.x_shape = sketch, tanh, reverse, x.shape
+        ctx.spans = _spans(len(x), h0.nbytes, reverse)
         wants_x, _, wants_ih, wants_hh = ctx.needs_input_grad[:4]
         keep = tanh or (wants_hh and sketch.budget == 1)
         x_sketch = Exact() if x.shape[2] == 1 else sketch
         h_sketch = Exact() if keep else sketch
 
-        states = h0.new_empty(len(x) + 1, *h0.shape) if keep else None
+        states = _all_states(len(x), h0) if keep else None
         out = h0.new_empty(len(x), *h0.shape) if sequence and not keep else None
         summaries: list[Any] = []
-        last = h0
-        for start, stop in ctx.bounds:
+        last, done = h0, 0
+        for start, stop in ctx.spans:
             # The state before the first step of the chunk, then the one after each.
-            chunk = h0.new_empty(stop - start + 1, *h0.shape) if states is None else states[start : stop + 1]
+            size = stop - start
+            chunk = h0.new_empty(size + 1, *h0.shape) if states is None else states[done : done + size + 1]
             chunk[0] = last
             before, after = chunk[:-1], chunk[1:]
-            _advance(chunk, F.linear(x[start:stop], weight_ih, bias_ih), weight_hh, bias_hh, tanh)
-            last = chunk[-1]
+            drive = F.linear(x[start:stop], weight_ih, bias_ih)
+            last = _advance(last, _turned(drive, reverse), weight_hh, bias_hh, tanh, after)
+            done += size
             if out is not None:
-                out[start:stop] = after
+                out[start:stop] = _turned(after, reverse)
             summaries += (
                 x_sketch.compress(x[start:stop], generator) if wants_ih else None,
                 h_sketch.compress(before, generator) if wants_hh else None,
                 after if keep else pack_positive(after),
             )
         save(ctx, weight_ih if wants_x else None, weight_hh, *summaries)
-        return states[1:] if states is not None and sequence else out, last.clone()
+        return _turned(states[1:], reverse) if states is not None and sequence else out, last
 
     @staticmethod
     @once_differentiable
@@ -133,21 +142,21 @@ class _RNN(torch.autograd.Function):
         grad_ih = weight_hh.new_zeros(h, d) if wants_ih else None
         grad_hh = weight_hh.new_zeros(h, h) if wants_hh else None
         grad_bias = weight_hh.new_zeros(h) if wants_bias_ih or wants_bias_hh else None
+        buffer = weight_hh.new_empty(max(stop - start for start, stop in ctx.spans), n, h)
         # The gradient of the state after the step at hand.
         grad = weight_hh.new_zeros(n, h) if grad_last is None else grad_last.clone()
-        for i in reversed(range(len(ctx.bounds))):
-            (start, stop), (x_summary, h_summary, kept) = ctx.bounds[i], summaries[3 * i : 3 * i + 3]
-            part = None if grad_out is None else grad_out[start:stop]
+        for i in reversed(range(len(ctx.spans))):
+            (start, stop), (x_summary, h_summary, kept) = ctx.spans[i], summaries[3 * i : 3 * i + 3]
+            grads, after = buffer[: stop - start], kept
             if kept.dtype == torch.uint8:
                 # Ones where the state was positive, and in their place what is to be found.
-                after = grads = unpack(kept, 1, (stop - start) * n * h).view(-1, n, h).to(weight_hh.dtype)
-            else:
-                after, grads = kept, torch.empty_like(kept)
+                after = grads.copy_(unpack(kept, 1, grads.numel()).view(grads.shape))
+            part = None if grad_out is None else _turned(grad_out[start:stop], ctx.reverse)
             _retreat(grad, part, grads, after, weight_hh, ctx.tanh)
             if grad_x is not None:
-                torch.matmul(grads, weight_ih, out=grad_x[start:stop])
+                grad_x[start:stop] = _turned(grads @ weight_ih, ctx.reverse)
             if grad_ih is not None:
-                grad_ih += ctx.sketch.grad_weight(x_summary, grads)
+                grad_ih += ctx.sketch.grad_weight(x_summary, _turned(grads, ctx.reverse))
             if grad_hh is not None:
                 grad_hh += ctx.sketch.grad_weight(h_summary, grads)
             if grad_bias is not None:
@@ -158,23 +167,29 @@ class _RNN(torch.autograd.Function):
             grad_ih,
             grad_hh,
             grad_bias if wants_bias_ih else None,
-            grad_bias if wants_bias_hh else None,
-            *(None,) * 4,
+            grad_bias.clone() if grad_bias is not None and wants_bias_hh else None,
+            *(None,) * 5,
         )
 
 
-def _advance(states: Tensor, drive: Tensor, weight: Tensor, bias: Tensor | None, tanh: bool) -> None:
-    """Fills ``states[1:]`` from ``states[0]``; ``drive`` ``[c, n, h]`` is what the input adds at each step."""
-    weight = weight.t()
-    state, *following = states.unbind()
-    for following_state, from_input in zip(following, drive.unbind(), strict=True):
-        # The operations of nn.RNN in their order, so that not a bit differs.
-        if bias is None:
-            torch.mm(state, weight, out=following_state)
-        else:
-            torch.addmm(bias, state, weight, out=following_state)
-        state = following_state.add_(from_input)
-        state.tanh_() if tanh else state.relu_()
+def _all_states(steps: int, h0: Tensor) -> Tensor:
+    """Memory for ``[T + 1, n, h]``, aligned to 64 bytes behind the first state: a next layer is given all but that."""
+    gap = -h0.nbytes % 64 // h0.element_size()
+    return h0.new_empty(gap + (steps + 1) * h0.numel())[gap:].view(steps + 1, *h0.shape)
+
+
+def _advance(state: Tensor, drive: Tensor, weight: Tensor, bias: Tensor | None, tanh: bool, after: Tensor) -> Tensor:
+    """Takes a state ``[n, h]`` through a chunk, whose input adds ``drive`` ``[c, n, h]``; fills ``after`` likewise.
+
+    Returns:
+        The last state, in memory of its own.
+    """
+    for add, copy in zip(drive.unbind(), after.unbind(), strict=True):
+        # The operations of nn.RNN in their order, on memory that is aligned as its own, so that not a bit differs.
+        state = F.linear(state, weight, bias).add_(add)
+        state = state.tanh_() if tanh else state.relu_()
+        copy.copy_(state)
+    return state
 
 
 def _retreat(grad: Tensor, grad_out: Tensor | None, grads: Tensor, after: Tensor, weight: Tensor, tanh: bool) -> None:
@@ -182,9 +197,9 @@ def _retreat(grad: Tensor, grad_out: Tensor | None, grads: Tensor, after: Tensor
 
     Args:
         grad: ``[n, h]``.
-        grad_out: What the outputs add to the gradient of the states ``[c, n, h]``.
+        grad_out: What the outputs add to it after each step ``[c, n, h]``.
         grads: Receives the gradients of the sums inside the activation ``[c, n, h]``.
-        after: The states after each step, or for ReLU anything of the same sign; may be ``grads`` itself.
+        after: The states, or for ReLU anything of the same sign ``[c, n, h]``; may be ``grads`` itself.
         weight: ``weight_hh``.
         tanh: Whether the activation is tanh.
     """
@@ -200,11 +215,19 @@ def _relu_backward(grad: Tensor, after: Tensor, grad_input: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(grad, after, 0, grad_input=grad_input)
 
 
-def _bounds(steps: int, state_bytes: int) -> list[tuple[int, int]]:
-    """First step and the one after the last of each chunk; the chunks differ by at most one step."""
-    count = min(steps, -(-steps * state_bytes // _CHUNK_BYTES)) or 1
-    marks = [steps * i // count for i in range(count + 1)]
-    return list(zip(marks, marks[1:], strict=False))
+def _spans(steps: int, state_bytes: int, reverse: bool) -> list[tuple[int, int]]:
+    """First place and the one after the last of each chunk, in the order in which they come."""
+    units = -(-steps // _CHUNK_UNIT)
+    allowed = max(1, _CHUNK_BYTES // max(1, _CHUNK_UNIT * state_bytes))
+    count = -(-units // allowed)
+    marks = [min(steps, _CHUNK_UNIT * (units * i // count)) for i in range(count + 1)]
+    spans = list(zip(marks, marks[1:], strict=False))
+    return spans[::-1] if reverse else spans
+
+
+def _turned(steps: Tensor, reverse: bool) -> Tensor:
+    """From the order of places to that of time, and back."""
+    return steps.flip(0) if reverse else steps
 
 
 def _check(x: Tensor, h0: Tensor, weight_ih: Tensor, weight_hh: Tensor, nonlinearity: str) -> None:

@@ -37,9 +37,10 @@ class _Recurrent(Converted, nn.RNN):
 
     def keeps(self) -> str:
         """What the layer keeps for its backward pass, in a few words."""
+        sketch = self.recipe.sketch
         if self.nonlinearity == "tanh":
-            return f"states exactly, for tanh; {self.recipe.sketch} of the input"
-        return f"{self.recipe.sketch}, 1 bit per state"
+            return f"states exactly, for tanh; {sketch} of the input"
+        return str(sketch) if sketch.budget == 1 else f"{sketch}, 1 bit per state"
 
     def _differentiable(self, input: Tensor, hx: Tensor | None) -> bool:
         """Whether there is a gradient to come; if not, the stock layer does it all."""
@@ -60,7 +61,7 @@ class _Recurrent(Converted, nn.RNN):
                 weight_ih, weight_hh, *biases = self.all_weights[len(last)]
                 bias_ih, bias_hh = biases or (None, None)
                 out, state = functional.rnn(
-                    x.flip(0) if backwards else x,
+                    x,
                     first[len(last)],
                     weight_ih,
                     weight_hh,
@@ -70,9 +71,10 @@ class _Recurrent(Converted, nn.RNN):
                     self.recipe.sketch,
                     self.recipe.generator,
                     sequence=sequence or depth < self.num_layers - 1,
+                    reverse=backwards == 1,
                 )
                 if out is not None:
-                    outs.append(out.flip(0) if backwards else out)
+                    outs.append(out)
                 last.append(state)
         return _side_by_side(outs) if sequence else None, torch.stack(last)
 
@@ -84,9 +86,14 @@ class _Recurrent(Converted, nn.RNN):
                 "sequences; pad it with torch.nn.utils.rnn.pad_packed_sequence, or leave the layer out with "
                 "convert(skip=...)"
             )
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                "the input must be a batch of sequences, of 3 dimensions, or a single one, of 2, "
+                f"got {list(input.shape)}"
+            )
         if input.dim() == 2:
             return input[:, None]
-        return input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+        return input.transpose(0, 1) if self.batch_first else input
 
     def _first_states(self, x: Tensor, single: bool, hx: Tensor | None) -> tuple[Tensor, ...]:
         """The state before the first step ``[n, h]`` of each layer and direction."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from digits import write_digits
 
-from experiments.data import mnist5k, stored
+from experiments.data import Augmentation, adding, mnist5k, pixel_by_pixel, stored
 from experiments.errors import UserError
 
 ONE = {"mean": [0.5], "std": [0.25]}
@@ -101,3 +101,116 @@ def test_a_download_is_written_once_as_npz(tmp_path, monkeypatch):
     assert len(stored("mnist", str(tmp_path), **ONE).x_train) == 6
     monkeypatch.setattr("torchvision.datasets.MNIST", None)
     assert stored("mnist", str(tmp_path), **ONE).y_train.tolist() == list(range(6))
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("crop", "flip"), [(0, False), (0, True), (2, False), (2, True)])
+def test_augmented_images_are_moved_and_mirrored_as_drawn(crop, flip):
+    x, change = images(40, 3, 6, 5), Augmentation(crop, flip)
+    draws = change.draw(40, torch.Generator().manual_seed(1))
+    out = change(x, draws)
+    assert out.dtype == torch.uint8
+    assert out.shape == x.shape
+    padded = torch.zeros(40, 3, 6 + 2 * crop, 5 + 2 * crop, dtype=torch.uint8)
+    padded[:, :, crop : crop + 6, crop : crop + 5] = x
+    for image, whole, (down, right, mirrored) in zip(out, padded, draws.tolist(), strict=True):
+        window = whole[:, down : down + 6, right : right + 5]
+        assert torch.equal(image, window.flip(2) if mirrored else window)
+    assert set(draws[:, 0].tolist()) == set(range(2 * crop + 1))
+    assert set(draws[:, 2].tolist()) == set(range(1 + flip))
+    # What an example becomes depends on its own draw only, so a smaller batch is a part of the full one.
+    assert torch.equal(change(x[:7], draws[:7]), out[:7])
+
+
+@pytest.mark.parametrize(
+    ("crop", "flip", "said"), [(-1, False, "data.crop.*-1"), (1.5, False, "1.5"), (1, 1, "flip.*1")]
+)
+def test_an_augmentation_that_makes_no_sense_is_refused(crop, flip, said):
+    with pytest.raises(UserError, match=said):
+        Augmentation(crop, flip)
+
+
+def test_only_the_copy_that_was_named_gets_its_name(tmp_path):
+    x = images(8, 4, 4, 3).numpy()
+    labels = np.zeros(8, np.uint8)
+    write_digits(tmp_path, "cifar10", x_train=x, x_test=x, y_train=labels, y_test=labels)
+    three = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    means = x.reshape(-1, 3).mean(0).tolist()
+    assert stored("cifar10", str(tmp_path), **three, copies={"true": means}).name == "true"
+    changed = [means[0], means[1], means[2] + 1e-4]
+    assert stored("cifar10", str(tmp_path), **three, copies={"true": changed}).name == "cifar10 (unknown copy)"
+    assert stored("cifar10", str(tmp_path), **three, copies={"other": changed, "true": means}).name == "true"
+    assert stored("cifar10", str(tmp_path), **three).name == "cifar10"
+
+
+@pytest.mark.parametrize("length", [784, 196, 1])
+def test_pixels_come_row_by_row_and_are_averaged(tmp_path, length):
+    write_digits(tmp_path)
+    plain = stored("mnist", str(tmp_path), **ONE)
+    data = pixel_by_pixel(plain, length, permuted=False)
+    assert data.name == ("smnist" if length == 784 else f"smnist-{length}")
+    found = data.inputs(data.x_train[:3])
+    assert found.shape == (3, length, 1)
+    expected = plain.inputs(plain.x_train[:3]).reshape(3, length, 784 // length).mean(2)
+    torch.testing.assert_close(found[:, :, 0], expected)
+
+
+def test_permuted_pixels_are_the_same_in_an_order_that_never_changes(tmp_path):
+    write_digits(tmp_path)
+    plain = stored("mnist", str(tmp_path), **ONE)
+    straight = pixel_by_pixel(plain, 784, permuted=False)
+    a, b = pixel_by_pixel(plain, 784, permuted=True), pixel_by_pixel(plain, 784, permuted=True)
+    assert a.name == "smnist-permuted"
+    x = plain.x_train[:3]
+    assert torch.equal(a.inputs(x), b.inputs(x))
+    assert not torch.equal(a.inputs(x), straight.inputs(x))
+    assert torch.equal(a.inputs(x).sort(1).values, straight.inputs(x).sort(1).values)
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [(100, r"divide the 784 pixels of mnist, got 100; choose one of 1, 2, 4"), (0, "got 0"), (True, "got True")],
+)
+def test_a_length_that_does_not_divide_is_refused(tmp_path, length, said):
+    write_digits(tmp_path)
+    with pytest.raises(UserError, match=said):
+        pixel_by_pixel(stored("mnist", str(tmp_path), **ONE), length, permuted=False)
+
+
+def test_colour_is_not_read_pixel_by_pixel(tmp_path):
+    write_digits(tmp_path, "cifar10", shape=(32, 32, 3))
+    colour = stored("cifar10", str(tmp_path), mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(UserError, match="3 channels"):
+        pixel_by_pixel(colour, 1024, permuted=False)
+
+
+@pytest.mark.parametrize("length", [2, 3, 50])
+def test_sums_are_those_of_one_marked_number_in_each_half(length):
+    data = adding(length, train=200, test=50, seed=3)
+    assert data.name == f"adding-{length}"
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        numbers, marks = x.unbind(2)
+        assert torch.equal(marks.bool().sum(1), torch.full((len(x),), 2))
+        assert (marks[:, : length // 2].sum(1) == 1).all()
+        torch.testing.assert_close((numbers * marks).sum(1), y)
+        assert numbers.min() >= 0
+        assert numbers.max() < 1
+    assert torch.equal(adding(length, 200, 50, seed=3).x_train, data.x_train)
+    assert not torch.equal(adding(length, 200, 50, seed=4).x_train, data.x_train)
+
+
+def test_an_answer_counts_as_right_near_the_sum():
+    data = adding(10, train=4, test=1, seed=0)
+    outputs = data.y_train[:, None] + torch.tensor([[0.0], [0.039], [-0.041], [1.0]])
+    assert data.correct(outputs, data.y_train).tolist() == [True, True, False, False]
+    assert data.loss(outputs, data.y_train).item() == pytest.approx((0.039**2 + 0.041**2 + 1) / 4)
+
+
+@pytest.mark.parametrize("wrong", [{"length": 1}, {"train": 0}, {"test": 2.5}, {"seed": -1}])
+def test_an_adding_problem_out_of_range_is_refused(wrong):
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(UserError, match=f"data.{name} must be a whole number of at least .*{value}"):
+        adding(**({"length": 10, "train": 5, "test": 5, "seed": 0} | wrong))

@@ -17,9 +17,21 @@ import torch
 ROOT = Path(__file__).parent.parent.parent
 
 
-def start(path: Path, digits: Path) -> subprocess.Popen:
-    settings = ["data=mnist", "batch_size=30", "threads=1", "iterations=1500", "evaluate.test_every=10"]
-    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "method=rad_diff", *settings]
+STUDIES = {
+    "mlp": ["data=mnist", "method=rad_diff", "iterations=1500", "evaluate.test_every=10"],
+    "cnn": [
+        *("experiment=cifar_cnn", "scale=smoke", "method=rad_proj", "data.crop=2", "data.flip=true"),
+        *("iterations=30", "evaluate.test_every=2", "evaluate.train_examples=null"),
+    ],
+    "irnn": [
+        *("experiment=smnist_irnn", "scale=smoke", "method=rad_same", "data.permuted=true"),
+        *("iterations=100", "evaluate.test_every=5", "evaluate.train_examples=null"),
+    ],
+}
+
+
+def start(path: Path, digits: Path, settings: list[str]) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "batch_size=30", "threads=1", *settings]
     env = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -43,12 +55,13 @@ def equal(a: object, b: object) -> bool:
 
 
 @pytest.mark.slow
-def test_killed_runs_end_bit_for_bit_like_whole_ones(tmp_path, digits):
-    assert start(tmp_path / "whole", digits).wait() == 0
+@pytest.mark.parametrize("settings", STUDIES.values(), ids=STUDIES.keys())
+def test_killed_runs_end_bit_for_bit_like_whole_ones(tmp_path, digits, settings):
+    assert start(tmp_path / "whole", digits, settings).wait() == 0
     moments = random.Random(0)
     killed = 0
     while True:
-        process = start(tmp_path / "killed", digits)
+        process = start(tmp_path / "killed", digits, settings)
         records = tmp_path / "killed" / "metrics.jsonl"
         size = records.stat().st_size if records.exists() else 0
         while process.poll() is None and (not records.exists() or records.stat().st_size <= size):

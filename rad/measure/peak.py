@@ -1,0 +1,71 @@
+"""The most memory that was in use at once while something ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["peak_bytes", "peak_resident"]
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_bytes(fn: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """The most bytes that PyTorch's allocator held at once while ``fn`` ran, of those allocated by ``fn``.
+
+    What is allocated without PyTorch (by numpy, or inside a library) is not seen; see ``peak_resident``. On the CPU
+    nor is the release of what was there before: let ``fn`` run the forward pass along with the backward pass.
+
+    Args:
+        fn: Runs forward and backward passes, or parts of them; what it returns is alive to the end.
+        device: Where its tensors are.
+
+    Raises:
+        ValueError: If the device is neither the CPU nor CUDA.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        fn()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise ValueError(f"memory can be followed on cpu and cuda, got {device}")
+    # On the CPU PyTorch counts nothing itself, but its profiler sees every allocation and every release.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
+        result = fn()
+    events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]  # pyright: ignore
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    del result
+    return most
+
+
+def peak_resident(fn: Callable[[], object]) -> int:
+    """Growth of this process's resident memory, in bytes, from before ``fn`` to its high-water mark within it.
+
+    Everything counts, whoever allocated it; but memory that the process had freed and not given back is used again
+    without any growth. Measure in a fresh process.
+
+    Args:
+        fn: What to run; for example one training step.
+
+    Raises:
+        OSError: If the system keeps no such mark that can be reset; Linux does.
+    """
+    _RESET.write_text("5")  # the mark falls to what is resident now
+    before = _mark()
+    fn()
+    return _mark() - before
+
+
+def _mark() -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])

@@ -1,0 +1,65 @@
+"""Peaks of memory, against allocations of known size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rad.measure import peak_bytes
+
+MEGABYTE = 2**20
+
+
+def zeros(megabytes: int) -> torch.Tensor:
+    return torch.zeros(megabytes * MEGABYTE, dtype=torch.uint8)
+
+
+def test_peak_counts_what_is_held_at_the_same_time():
+    def one_after_the_other():
+        a = zeros(3)
+        del a
+        b = zeros(2)
+        return b
+
+    def both():
+        return zeros(3), zeros(2)
+
+    assert peak_bytes(one_after_the_other) == 3 * MEGABYTE
+    assert peak_bytes(both) == 5 * MEGABYTE
+
+
+def test_what_was_there_before_counts_neither_while_held_nor_when_freed():
+    held = [zeros(4)]
+
+    def free_and_allocate():
+        held.clear()
+        return zeros(1)
+
+    assert peak_bytes(free_and_allocate) == MEGABYTE
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="cpu and cuda, got meta"):
+        peak_bytes(lambda: None, "meta")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a mark that can be reset")
+def test_resident_memory_counts_numpy_too():
+    program = (
+        "import numpy, torch; from rad.measure import peak_resident\n"
+        "def fn():\n    a = numpy.ones(40 * 2**20, numpy.uint8); del a\n    b = numpy.ones(10 * 2**20, numpy.uint8)\n"
+        "high = numpy.ones(100 * 2**20, numpy.uint8); del high\n"
+        "print(peak_resident(fn))"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert 39 < int(out) / MEGABYTE < 44  # the first page or two may be there already
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_on_cuda():
+    assert peak_bytes(lambda: torch.zeros(3 * MEGABYTE, dtype=torch.uint8, device="cuda"), "cuda") == 3 * MEGABYTE
