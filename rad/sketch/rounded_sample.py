@@ -10,7 +10,7 @@ from torch import Tensor
 from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.random import Stream
-from rad.sketch.rounding import RANGE_BYTES, bernoulli, stored_range
+from rad.sketch.rounding import RANGE_BYTES, bernoulli, compute_dtype, stored_range
 from rad.sketch.sample import systematic
 
 __all__ = ["RoundedSample"]
@@ -75,7 +75,7 @@ class RoundedSample(Sketch):
         m, n, d = x.shape
         k, bits = self.split(x)
         shared = self._sharing(k)
-        kept = x.to(_compute_dtype(x.dtype)).gather(2, self._indices(x.shape, k, stream)).view(-1, k)
+        kept = x.to(compute_dtype(x.dtype)).gather(2, self._indices(x.shape, k, stream)).view(-1, k)
         low, step = self._ranges(x, k, bits)
         # Any two sums of a number for a group and one for a place in it are independent: see ``Rounding``.
         by_group = _by_rows(stream.uniform((len(low),), kept.dtype), shared, m * n)
@@ -89,7 +89,7 @@ class RoundedSample(Sketch):
         (packed, ranges), (m, n, d) = compressed.kept, compressed.stack
         bits, itemsize = len(packed), compressed.dtype.itemsize
         k = self.rank(compressed.stack, itemsize, bits) or self._floor(compressed.stack, itemsize)
-        low, step = (_by_rows(t, self._sharing(k), m * n) for t in ranges.to(_compute_dtype(compressed.dtype)))
+        low, step = (_by_rows(t, self._sharing(k), m * n) for t in ranges.to(compute_dtype(compressed.dtype)))
         levels = unpack(packed, bits, m * n * k).view(-1, k).to(low.dtype)
         values = levels.mul_(step).add_(low).mul_(d / k).view(m, n, k)
         index = self._indices(compressed.stack, k, compressed.stream())
@@ -98,7 +98,7 @@ class RoundedSample(Sketch):
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         (m, n, d), (k, bits) = x.shape, self.split(x)
         ranges = (_by_rows(t.double(), self._sharing(k), m * n) for t in self._ranges(x, k, bits))
-        rounding = bernoulli(x.reshape(-1, d).to(_compute_dtype(x.dtype)), *ranges).sum(1).view(m, n)
+        rounding = bernoulli(x.reshape(-1, d).to(compute_dtype(x.dtype)), *ranges).sum(1).view(m, n)
         return (d / k - 1) * incoherent(x, grad_out) + d / k * (rounding * grad_out.square().sum(2)).sum()
 
     def _indices(self, stack: torch.Size, k: int, stream: Stream) -> Tensor:
@@ -107,7 +107,7 @@ class RoundedSample(Sketch):
 
     def _ranges(self, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
         """Stored lowest values and steps of all groups."""
-        rows = _row_ranges(x.to(_compute_dtype(x.dtype)))
+        rows = _row_ranges(x.to(compute_dtype(x.dtype)))
         return stored_range(*_group_ranges(*rows, self._sharing(k)), bits)
 
     def _sharing(self, k: int) -> int:
@@ -117,10 +117,6 @@ class RoundedSample(Sketch):
     def _floor(self, stack: torch.Size, itemsize: int) -> int:
         """The one feature that is kept where there is no room for it, with a warning."""
         return kept_count(self.budget * stack[2] * itemsize * 8 / (8 * RANGE_BYTES + 1), f"of {stack[2]} features")
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _row_ranges(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from rad.sketch.base import Compressed, Sketch, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack, unpack_planes
 from rad.sketch.random import Stream
 
-__all__ = ["RANGE_BYTES", "Rounding", "bernoulli", "stored_range"]
+__all__ = ["RANGE_BYTES", "Rounding", "bernoulli", "compute_dtype", "stored_range"]
 
 _RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
 RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
@@ -61,7 +61,7 @@ class Rounding(Sketch):
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         bits, size = self.bits(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        x = x.reshape(-1).to(_compute_dtype(x.dtype))
+        x = x.reshape(-1).to(compute_dtype(x.dtype))
         # One random number for each group, then one for each place in a group.
         dither = stream.uniform((-(-len(x) // size) + size,), x.dtype)
         levels, ranges = _round(x, size, bits, dither)
@@ -69,14 +69,14 @@ class Rounding(Sketch):
 
     def _expand(self, compressed: Compressed) -> Tensor:
         packed, ranges = compressed.kept
-        count, dtype = compressed.shape.numel(), _compute_dtype(compressed.dtype)
+        count, dtype = compressed.shape.numel(), compute_dtype(compressed.dtype)
         bits, size = self.bits(count, compressed.dtype.itemsize), _group_size(count, self.group)
         estimate = _rebuild(packed, bits, size, ranges, torch.empty(count, dtype=dtype, device=packed.device))
         return estimate.view(compressed.shape).to(compressed.dtype)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         bits, size = self.bits(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        grouped = _grouped(x.reshape(-1).to(_compute_dtype(x.dtype)), size)
+        grouped = _grouped(x.reshape(-1).to(compute_dtype(x.dtype)), size)
         low, step = (t.double()[:, None] for t in stored_range(grouped.amin(1), grouped.amax(1), bits))
         variance = bernoulli(grouped, low, step).view(-1)[: x.numel()].view(x.shape)
         return (variance.sum(2) * grad_out.square().sum(2)).sum()
@@ -88,7 +88,7 @@ def _group_size(count: int, limit: int) -> int:
     return next((size for size in range(limit, limit // 2, -1) if count % size == 0), limit)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
