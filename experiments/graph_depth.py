@@ -58,7 +58,7 @@ class GraphDepth(Study):
         data: Dataset = make(config.data).to(where)
         cases = [partial(_on_graph, config, family, depth) for family in GRAPHS for depth in config.depths]
         cases += [partial(_on_net, config, data, how, depth) for how in NETS for depth in config.net.depths]
-        meta = {"model": "graphs and mlp", "data": data.name, "iterations": len(cases)}
+        meta = {"model": "graphs and mlp", "data": data.name, "iterations": len(cases), "steps": config.iterations}
         return Cases(cases, where), {**meta, "method": "all", "command": command()}
 
     def headline(self, meta: Record) -> str:
@@ -247,7 +247,7 @@ def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
         deep.append(cells)
     header = ["# Variance against depth", "", *provenance_lines(meta), ""]
     note = "\n± is a 95 % interval from the standard error over draws; one seed. Variances are relative to ‖g‖².\n"
-    return "\n".join([*header, markdown(rows), "", markdown(deep), note])
+    return "\n".join([*header, markdown(rows), "", f"Nets after {meta['steps']:,} steps:", "", markdown(deep), note])
 
 
 def _figure(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> Figure:
@@ -268,7 +268,7 @@ def _figure(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> Figure:
         _lines(panels["variance"], nets[nets["variance"].notna()], "how", NETS, "variance")
         panels["variance"].set(title=f"deep ReLU net, {meta['data']}", ylabel="relative variance", yscale="log")
         _lines(panels["loss"], nets, "how", NETS, "train_loss")
-        panels["loss"].set(title="after training", ylabel="training loss", yscale="log")
+        panels["loss"].set(title=f"after {meta['steps']:,} steps", ylabel="training loss", yscale="log")
         for name in ("graphs", "variance", "loss"):
             panels[name].set_xlabel("layers" if name == "graphs" else "hidden layers")
             panels[name].legend()

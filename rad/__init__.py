@@ -1,6 +1,6 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
-from rad import functional, graph, measure, nn, sketch
+from rad import functional, graph, measure, nn, pde, sketch
 from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
@@ -31,6 +31,7 @@ __all__ = [
     "graph",
     "measure",
     "nn",
+    "pde",
     "revert",
     "sketch",
 ]

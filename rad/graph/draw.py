@@ -26,7 +26,7 @@ def draw(graph: Graph, kept: Graph | None = None, axes: Axes | None = None, labe
         kept: A sample of it; its edges are drawn in colour, the others in grey, and vertices that it does not reach are
             hollow.
         axes: Where to draw; a new figure by default.
-        labels: Whether to write the labels of the vertices and, without ``kept``, nothing else.
+        labels: Whether to write the labels of the vertices.
 
     Returns:
         The axes.
@@ -52,15 +52,15 @@ def draw(graph: Graph, kept: Graph | None = None, axes: Axes | None = None, labe
             axes.add_collection(LineCollection([place[list(e)] for e in group], colors=colour, linewidths=width / 2))
             continue
         for s, t in sorted(group):
-            style = {"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 9, "shrinkB": 9}
+            style = {"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 10, "shrinkB": 10}
             axes.annotate("", tuple(place[t]), tuple(place[s]), arrowprops=style)
     alive = (graph if kept is None else kept).reached()
     fill = np.where(alive, "#0072B2", "#FFFFFF")
-    axes.scatter(*place.T, s=220 if labels else 60, c=fill, edgecolors="#0072B2", zorder=3)
+    axes.scatter(*place.T, s=300 if labels else 60, c=fill, edgecolors="#0072B2", zorder=3)
     if labels:
         for v, (x, y) in enumerate(place):
             colour = "white" if alive[v] else "#0072B2"
-            axes.annotate(graph.labels[v], (x, y), ha="center", va="center", color=colour, fontsize=8, zorder=4)
+            axes.annotate(graph.labels[v], (x, y), ha="center", va="center", color=colour, fontsize=7, zorder=4)
     axes.margins(0.08, 0.12)
     axes.set_axis_off()
     return axes

@@ -18,6 +18,7 @@ except ImportError:
     numba = None
 
 __all__ = [
+    "compiled",
     "gather",
     "hash_words",
     "integers",
@@ -39,7 +40,8 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     return enabled and device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
-def _compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A loop over numpy arrays, compiled and cached where numba is there; it releases the interpreter's lock."""
     if numba is None:
         return fn
     try:
@@ -56,7 +58,7 @@ _1, _27, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 27, 30, 31, 32, 41, 56))
 _ONES, _DIAGONAL, _GATHER = _U(0x0101010101010101), _U(0x8040201008040201), _U(0x0102040810204080)
 
 
-@_compiled
+@compiled
 def _hash(counter):
     z = counter * _GOLDEN
     z = (z ^ (z >> _30)) * _FIRST
@@ -64,28 +66,28 @@ def _hash(counter):
     return z ^ (z >> _31)
 
 
-@_compiled
+@compiled
 def hash_words(start, out):
     """``out[i]`` is the hash of ``start + i``."""
     for i in range(out.size):
         out[i] = _hash(_U(start) + _U(i))
 
 
-@_compiled
+@compiled
 def integers(start, bound, out):
     """Hashes brought into [0, bound) by their upper halves."""
     for i in range(out.size):
         out[i] = ((_hash(_U(start) + _U(i)) >> _32) * _U(bound)) >> _32
 
 
-@_compiled
+@compiled
 def uniform(start, out):
     """Multiples of 2^-23 in [0, 1) by the upper bits of hashes."""
     for i in range(out.size):
         out[i] = np.int64(_hash(_U(start) + _U(i)) >> _41) * 2.0**-23
 
 
-@_compiled
+@compiled
 def signs(start, out):
     """±1 by the bits of hashes, 64 to a word, for ``out`` of whole words."""
     for w in range(out.size // 64):
@@ -94,7 +96,7 @@ def signs(start, out):
             out[64 * w + i] = 2 * np.int64((word >> _U(i)) & _1) - 1
 
 
-@_compiled
+@compiled
 def scatter(values, index, scale, out):
     """Adds ``values · scale`` ``[r, k]`` to places in the rows of ``out``, which are used in turns.
 
@@ -107,7 +109,7 @@ def scatter(values, index, scale, out):
             row[places[j]] += values[r, j] * scale
 
 
-@_compiled
+@compiled
 def gather(rows, index, out):
     """``out[o, q, b, j] = rows[b, o, index[q, j]]``, and 0 where the index is negative."""
     for b in range(rows.shape[0]):
@@ -120,7 +122,7 @@ def gather(rows, index, out):
                     picked[j] = value if places[j] >= 0 else 0
 
 
-@_compiled
+@compiled
 def pack_positive(x, packed):
     """Bit ``i`` of ``packed`` says whether ``x[i] > 0``."""
     flags = np.zeros(8 * packed.size, np.uint8)
@@ -131,7 +133,7 @@ def pack_positive(x, packed):
         packed[i] = (words[i] * _GATHER) >> _56
 
 
-@_compiled
+@compiled
 def masked(x, packed, out):
     """``x`` where a bit of ``packed`` is set and 0 elsewhere."""
     words = np.empty(packed.size, np.uint64)
@@ -150,10 +152,10 @@ def _extremes(x):
 
 
 # Only without regard to NaN can a minimum be vectorized; a tensor with NaN in it has no range worth finding.
-_extremes = _compiled(_extremes, fastmath={"nnan", "nsz"})
+_extremes = compiled(_extremes, fastmath={"nnan", "nsz"})
 
 
-@_compiled
+@compiled
 def round_groups(x, size, stretch, tiny, dither, levels, ranges):
     """Randomized rounding of ``x`` in groups of ``size``; see ``Rounding`` for what it computes.
 
@@ -178,13 +180,13 @@ def round_groups(x, size, stretch, tiny, dither, levels, ranges):
             out[i] = np.int32((values[i] - low) * inverse + u)
 
 
-@_compiled
+@compiled
 def _to_bfloat16(bits):
     """The bits of a float32 with its upper half rounded to nearest even and its lower half zero."""
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)) << np.uint32(16)
 
 
-@_compiled
+@compiled
 def rebuild(flags, size, ranges, out):
     """``out = low + level · step`` by groups, with bit ``j`` of an element's level in row ``j`` of ``flags``."""
     for g in range(ranges.shape[1]):
