@@ -175,7 +175,7 @@ def _added(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, part in frame.drop(columns="layers").groupby(["net", "phase"], sort=False):
         full = part[(part["estimator"] == "small_batch") & (part["budget"] == 1)].iloc[0]
-        part = part.assign(bytes_ratio=part["saved_bytes"] / part["exact_saved_bytes"], full_variance=full["variance"])
+        part = part.assign(bytes_ratio=part["saved_bytes"] / part["exact_saved_bytes"], full_batch=full["batch_size"])
         small = part["estimator"] == "small_batch"
         added = part["variance"] - np.where(small, full["variance"], 0)
         error = np.hypot(part["variance_error"], np.where(small, full["variance_error"], 0))
@@ -218,7 +218,8 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
             }
         )
         batch = at.loc["small_batch"]
-        cells = {**first, "smaller batch": f"{batch['batch_size']} examples: {batch['added']:.3g}"}
+        cells = {**first, "smaller batch": f"{batch['batch_size']} of {batch['full_batch']}: {batch['added']:.3g}"}
+        cells["closed form"] = f"{batch['full_batch'] / batch['batch_size'] - 1:.3g}"
         for name in [*paper.index, "rad_round"]:
             cells[f"{method_style(name)[0]} ÷ smaller batch"] = _ratio(at.loc[name], batch)
         small.append(cells)

@@ -82,7 +82,7 @@ def frame():
         ("rad_diff", 0.05, 50, 70.0),
     ]
     made = pd.DataFrame(rows, columns=columns)
-    return made.assign(net="a", phase="initial", exact_saved_bytes=1000, variance_error=1.0, layers=None)
+    return made.assign(net="a", phase="initial", exact_saved_bytes=1000, batch_size=50, variance_error=1.0, layers=None)
 
 
 def test_added_variance_is_beyond_that_of_the_full_batch():
