@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from functools import partial
 
 import numpy as np
@@ -56,7 +58,8 @@ class GraphDepth(Study):
     def build(self, config: DictConfig) -> tuple[Cases, Record]:
         where = device(config.device)
         data: Dataset = make(config.data).to(where)
-        cases = [partial(_on_graph, config, family, depth) for family in GRAPHS for depth in config.depths]
+        cases = [partial(_cost, config)]
+        cases += [partial(_on_graph, config, family, depth) for family in GRAPHS for depth in config.depths]
         cases += [partial(_on_net, config, data, how, depth) for how in NETS for depth in config.net.depths]
         meta = {"model": "graphs and mlp", "data": data.name, "iterations": len(cases), "steps": config.iterations}
         return Cases(cases, where), {**meta, "method": "all", "command": command()}
@@ -66,10 +69,12 @@ class GraphDepth(Study):
 
     def summarize(self, run: RunDir) -> str:
         records, meta = pd.DataFrame(run.records()), run.meta()
+        cost = records[records["seconds"].notna()].iloc[0]
         graphs, nets = records[records["family"].notna()], records[records["how"].notna()]
         figure = save(_figure(graphs, nets, meta), run.path / "depth")[1]
         save(_fig1(), run.path / "fig1")
-        text = _table(graphs, nets, meta)
+        price = f"One draw of paths on a graph of {cost['edges']:,.0f} edges takes {cost['seconds']:.3f} s of CPU time."
+        text = f"{_table(graphs, nets, meta)}\n{price}\n"
         (run.path / "table.md").write_text(text, encoding="utf-8")
         return f"{text}\nfigure: {figure}"
 
@@ -119,6 +124,17 @@ def _orthogonal(width: int, generator: torch.Generator) -> Tensor:
 
 def _signs(width: int, generator: torch.Generator) -> Tensor:
     return torch.randint(2, (width,), generator=generator).double() * 2 - 1
+
+
+def _cost(config: DictConfig) -> Record:
+    """CPU seconds of one draw of paths and the reverse sweep over them, on a graph of 100,000 edges."""
+    numbers = generator(config.seed, "cost")
+    graph, seconds = interleaved(100, 10, numbers), []
+    for _ in range(6):
+        start = time.process_time()
+        sample_paths(graph, config.edges, numbers).reverse()
+        seconds.append(time.process_time() - start)
+    return {"edges": graph.edges, "seconds": statistics.median(seconds[1:])}  # the first one compiles
 
 
 def _on_graph(config: DictConfig, family: str, depth: int) -> Record:
@@ -237,7 +253,7 @@ def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
     deep = []
     for depth, part in nets.groupby("depth"):
         by = part.set_index("how")
-        cells = {"hidden layers": str(depth)}
+        cells = {"hidden layers": f"{depth:.0f}"}
         for how in ("weight", "every"):
             cell = f"{by.loc[how, 'variance']:.3g} ± {1.96 * by.loc[how, 'variance_error']:.1g}"
             cells[f"relative variance, {NETS[how][1]}"] = cell

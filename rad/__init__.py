@@ -5,27 +5,21 @@ from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
     Exact,
-    NormSample,
     Project,
     RoundedSample,
     Rounding,
     Sample,
     Sketch,
-    SparseProject,
-    Stratified,
 )
 
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
-    "NormSample",
     "Project",
     "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
-    "SparseProject",
-    "Stratified",
     "convert",
     "functional",
     "graph",

@@ -218,8 +218,8 @@ def _product(grad_out: Tensor, x: Tensor) -> Tensor:
 
 
 def coherent(x: Tensor, grad_out: Tensor) -> Tensor:
-    """``‖grad_outᵀ x‖²`` by features, float64 ``[m, d]``: what a draw shared by all rows scales."""
-    return (grad_out.double().mT @ x.double()).square().sum(1)
+    """``‖grad_outᵀ x‖²``, float64, added up over a stack: what a draw shared by all rows scales."""
+    return (grad_out.double().mT @ x.double()).square().sum()
 
 
 def incoherent(x: Tensor, grad_out: Tensor) -> Tensor:

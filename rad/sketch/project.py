@@ -52,7 +52,7 @@ class Project(Sketch):
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         d = x.shape[2]
-        return (d - 1) / self.rank(d) * coherent(x, grad_out).sum()
+        return (d - 1) / self.rank(d) * coherent(x, grad_out)
 
     def _replay(self, compressed: Compressed) -> Tensor:
         return self.matrix(compressed.stack, compressed.stream(), compressed.dtype)

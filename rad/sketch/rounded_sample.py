@@ -11,7 +11,6 @@ from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.random import Stream
 from rad.sketch.rounding import RANGE_BYTES, bernoulli, compute_dtype, stored_range
-from rad.sketch.sample import systematic
 
 __all__ = ["RoundedSample"]
 
@@ -20,11 +19,12 @@ __all__ = ["RoundedSample"]
 class RoundedSample(Sketch):
     """Keeps ``k`` of the ``d`` features of each row in ``b`` bits: of the pairs within the budget, the least variance.
 
-    The total variance of ``grad_outᵀ x̂`` is ``(d/k − 1) Σ_b ‖x_b‖² ‖grad_out_b‖²`` for the sampling (``Stratified``,
-    with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i f (1 − f) step²`` for the rounding of
-    element ``i`` at a fraction ``f`` of a step. ``b`` minimizes that for rows of equal ``‖grad_out_b‖`` and the
-    average ``1/6`` of ``f (1 − f)``; it depends on the tensor, but on no random number, and can be told from the
-    summary. With ``k = d`` it is plain rounding; sampling adds budgets below one bit and between two numbers of bits.
+    The total variance of ``grad_outᵀ x̂`` is ``(d/k − 1) Σ_b ‖x_b‖² ‖grad_out_b‖²`` for the sampling (without
+    replacement, with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i f (1 − f) step²`` for the
+    rounding of element ``i`` at a fraction ``f`` of a step. ``b`` minimizes that for rows of equal ``‖grad_out_b‖``
+    and the average ``1/6`` of ``f (1 − f)``; it depends on the tensor, but on no random number, and can be told from
+    the summary. With ``k = d`` it is plain rounding; sampling adds budgets below one bit and between two numbers of
+    bits.
 
     As many successive rows share a range as have about ``group`` kept elements. It is the range of all of their
     features, kept or not: so the variance is known exactly.
@@ -58,9 +58,10 @@ class RoundedSample(Sketch):
         """Kept features of each row and bits of each, for a stack ``[m, n, d]``."""
         d, power = x.shape[2], x.double().square().mean().item()
         low, high = _row_ranges(x)
+        ranks = [self.rank(x.shape, x.element_size(), bits) for bits in range(1, MAX_BITS + 1)]
+        first = max(1, ranks.count(d))  # while all features are kept, more bits are better
         best, choice = torch.inf, None
-        for bits in range(1, MAX_BITS + 1):
-            k = self.rank(x.shape, x.element_size(), bits)
+        for bits, k in enumerate(ranks[first - 1 :], first):
             if k == 0:
                 break
             widths = torch.sub(*reversed(_group_ranges(low, high, self._sharing(k)))).double()
@@ -102,8 +103,11 @@ class RoundedSample(Sketch):
         return (d / k - 1) * incoherent(x, grad_out) + d / k * (rounding * grad_out.square().sum(2)).sum()
 
     def _indices(self, stack: torch.Size, k: int, stream: Stream) -> Tensor:
+        """One feature in each of ``k`` strata of ``d/k`` features, at the same place in all (systematic sampling)."""
         m, n, d = stack
-        return systematic(d, k, stream.integers(d, (m, n, 1)))
+        # In steps of 1/k of a feature, d of them to a stratum: each feature has the probability k/d, none comes twice.
+        start = stream.integers(d, (m, n, 1))
+        return (torch.arange(k, device=start.device) * d + start) // k
 
     def _ranges(self, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
         """Stored lowest values and steps of all groups."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,24 +13,36 @@ from rad.sketch import kernels
 from rad.sketch.base import Compressed, Sketch, coherent, incoherent, kept_count
 from rad.sketch.random import Stream
 
-__all__ = ["Sample", "Sampling", "Stratified", "systematic"]
+__all__ = ["Sample"]
 
 
 @dataclass(frozen=True)
-class Sampling(Sketch):
-    """Keeps ``k`` of the ``d`` features of each row, each with the same probability, and scales them by ``d/k``.
+class Sample(Sketch):
+    """Keeps ``k`` of the ``d`` features of each row, uniformly drawn, and scales them by ``d/k``.
 
-    A subclass says which, in ``indices``.
+    Total variance of ``grad_outᵀ x̂``, with ``G = grad_outᵀ x`` and ``E = Σ_b ‖x_b‖² ‖grad_out_b‖²``:
+
+    ============  =====================  ====================
+    one draw per  with replacement       without replacement
+    ============  =====================  ====================
+    ``batch``     ``(d − 1)/k · ‖G‖²``   ``(d − k)/k · ‖G‖²``
+    ``element``   ``(d − 1)/k · E``      ``(d − k)/k · E``
+    ============  =====================  ====================
 
     Attributes:
         per: ``"batch"``: all rows keep the same features ("same sample" in the paper). ``"element"``: every row
             has a draw of its own ("different sample").
+        replacement: Whether a feature may be drawn twice. The paper draws with replacement; without is never worse.
 
     Raises:
         ValueError: If ``per`` is neither ``"batch"`` nor ``"element"``.
+
+    References:
+        Oktay, McGreivy, Aduol, Beatson, Adams. Randomized Automatic Differentiation. ICLR 2021. arXiv:2007.10412.
     """
 
     per: Literal["batch", "element"] = "batch"
+    replacement: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,12 +53,15 @@ class Sampling(Sketch):
         """How many of ``d`` features are kept."""
         return kept_count(self.budget * d, f"of {d} features")
 
-    @abstractmethod
     def indices(self, stack: torch.Size, stream: Stream) -> Tensor:
         """The features kept of a stack ``[m, n, d]``: ``[m, 1, k]`` for one draw a batch, ``[m, n, k]`` else."""
-
-    def _draws(self, stack: torch.Size) -> tuple[int, int]:
-        return stack[0], 1 if self.per == "batch" else stack[1]
+        m, n, d = stack
+        k = self.rank(d)
+        draws = (m, 1) if self.per == "batch" else (m, n)
+        if self.replacement:
+            return stream.integers(d, (*draws, k))
+        # The k largest of d independent keys are a uniform subset.
+        return stream.words(math.prod(draws) * d).view(*draws, d).topk(k).indices
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         index = self.indices(x.shape, stream)
@@ -69,6 +83,11 @@ class Sampling(Sketch):
         d, k = compressed.shape[-1], index.shape[-1]
         return index.view(*compressed.shape[:-2], k), (values * (d / k)).view(*compressed.shape[:-1], k)
 
+    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        d, k = x.shape[2], self.rank(x.shape[2])
+        moment = coherent(x, grad_out) if self.per == "batch" else incoherent(x, grad_out)
+        return (d - (1 if self.replacement else k)) / k * moment
+
     def _scatter(self, compressed: Compressed, values: Tensor, rows: int) -> Tensor:
         """Kept features ``[m, r, k]``, scaled, at their places among all features; ``[rows, d]``.
 
@@ -86,75 +105,3 @@ class Sampling(Sketch):
         for part, places in zip((values * (d / k)).split(rows), index.split(rows), strict=True):
             dense.scatter_add_(1, places, part)
         return dense
-
-    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        # Of features that are kept at most once.
-        d, k = x.shape[2], self.rank(x.shape[2])
-        return (d - k) / k * self._scaled(x, grad_out)
-
-    def _scaled(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        return coherent(x, grad_out).sum() if self.per == "batch" else incoherent(x, grad_out)
-
-
-@dataclass(frozen=True)
-class Sample(Sampling):
-    """Keeps ``k`` of the ``d`` features of each row, uniformly and independently drawn, and scales them by ``d/k``.
-
-    Total variance of ``grad_outᵀ x̂``, with ``G = grad_outᵀ x`` and ``E = Σ_b ‖x_b‖² ‖grad_out_b‖²``:
-
-    ============  =====================  ====================
-    one draw per  with replacement       without replacement
-    ============  =====================  ====================
-    ``batch``     ``(d − 1)/k · ‖G‖²``   ``(d − k)/k · ‖G‖²``
-    ``element``   ``(d − 1)/k · E``      ``(d − k)/k · E``
-    ============  =====================  ====================
-
-    Attributes:
-        replacement: Whether a feature may be drawn twice. The paper draws with replacement; without is never worse.
-
-    References:
-        Oktay, McGreivy, Aduol, Beatson, Adams. Randomized Automatic Differentiation. ICLR 2021. arXiv:2007.10412.
-    """
-
-    replacement: bool = True
-
-    def indices(self, stack: torch.Size, stream: Stream) -> Tensor:
-        """The features kept of a stack ``[m, n, d]``: ``[m, 1, k]`` for one draw a batch, ``[m, n, k]`` else."""
-        d, draws = stack[2], self._draws(stack)
-        k = self.rank(d)
-        if self.replacement:
-            return stream.integers(d, (*draws, k))
-        # The k largest of d independent keys are a uniform subset.
-        return stream.words(math.prod(draws) * d).view(*draws, d).topk(k).indices
-
-    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        d = x.shape[2]
-        if self.replacement:
-            return (d - 1) / self.rank(d) * self._scaled(x, grad_out)
-        return super()._variance(x, grad_out)
-
-
-@dataclass(frozen=True)
-class Stratified(Sampling):
-    """Keeps one feature of each of ``k`` strata of ``d/k`` successive features, scaled by ``d/k``.
-
-    The place within its stratum is the same for all (systematic sampling), so one random number makes a draw, no
-    feature is kept twice, and the total variance of ``grad_outᵀ x̂`` is that of sampling without replacement. A sum over
-    the features themselves, such as the positions of an image, gains in addition where neighbours are alike.
-    """
-
-    def indices(self, stack: torch.Size, stream: Stream) -> Tensor:
-        """The features kept of a stack ``[m, n, d]``: ``[m, 1, k]`` for one draw a batch, ``[m, n, k]`` else."""
-        d = stack[2]
-        return systematic(d, self.rank(d), stream.integers(d, (*self._draws(stack), 1)))
-
-
-def systematic(d: int, k: int, start: Tensor) -> Tensor:
-    """One of ``d`` features in each of ``k`` strata, ``[..., k]``, each with probability ``k/d``.
-
-    Args:
-        d: Features.
-        k: Strata, at most ``d``.
-        start: Place in all strata in steps of ``1/k`` of a feature, uniform in [0, d), ``[..., 1]``.
-    """
-    return (torch.arange(k, device=start.device) * d + start) // k

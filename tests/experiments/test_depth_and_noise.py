@@ -135,11 +135,13 @@ def test_depth_from_config_to_table(command, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
 def test_noise_from_config_to_table(command):
-    path = command("experiment=gradient_noise", "scale=smoke", "budgets=[0.1,1]")
+    small = ["budgets=[0.1,1]", *[f"nets.{net}.batch_size=6" for net in ("mlp", "cnn", "irnn")]]
+    path = command("experiment=gradient_noise", "scale=smoke", *small)
     (table,) = path.rglob("table.md")
     assert all(f"| {net} | trained |" in table.read_text() for net in ("mlp", "cnn", "irnn"))
     records = pd.read_csv(table.parent / "noise.csv")
-    assert (records.loc[records["estimator"] == "rad_round", "saved_bytes"] < 0.2 * records["exact_saved_bytes"]).all()
+    rounded = records[records["estimator"] == "rad_round"]
+    assert (rounded["saved_bytes"] < 0.2 * rounded["exact_saved_bytes"]).all()
     assert (table.parent / "noise.png").exists()
 
 

@@ -118,8 +118,6 @@ def test_chain_of_fig1_carries_what_is_needed_later():
 
 def outcomes(sketch, widths, method):
     """Every outcome of a sketch's random numbers for rows of the given widths, one draw each."""
-    if method == "integers" and isinstance(sketch, rad.Stratified):
-        return product(*[list(product(range(d))) for d in widths])
     if method == "integers":
         return product(*[list(product(range(d), repeat=sketch.rank(d))) for d in widths])
     if method == "signs":
@@ -132,7 +130,6 @@ def outcomes(sketch, widths, method):
     [
         pytest.param(rad.Sample(0.67), "integers", id="with replacement"),
         pytest.param(rad.Sample(0.67, replacement=False), "words", id="without"),
-        pytest.param(rad.Stratified(0.67), "integers", id="stratified"),
         pytest.param(rad.Project(0.5), "signs", id="project"),
     ],
 )

@@ -45,9 +45,6 @@ def ranks(draws, d):
         pytest.param(rad.Sample(0.67, "element"), "integers", product(range(3), repeat=2 * 2), id="sample-element"),
         pytest.param(rad.Sample(0.67, "batch", False), "words", ranks(1, 3), id="sample-batch-without"),
         pytest.param(rad.Sample(0.67, "element", False), "words", ranks(2, 3), id="sample-element-without"),
-        pytest.param(rad.Stratified(0.67), "integers", product(range(3)), id="stratified-batch"),
-        pytest.param(rad.Stratified(0.67, "element"), "integers", product(range(3), repeat=2), id="stratified-element"),
-        pytest.param(rad.SparseProject(0.34), "signs", product((-1, 1), repeat=3), id="sparse-project"),
     ],
 )
 def test_every_draw_of_a_matrix(monkeypatch, sketch, method, outcomes):
@@ -99,25 +96,6 @@ def test_projection_has_no_bias_from_rounding_in_half_precision(monkeypatch):
         (sketch._compress(x, Stream(0, x.device))[0],), torch.tensor(0), x.shape, x.dtype
     )
     assert abs(sketch.expand(compressed).item() - 1) <= torch.finfo(torch.bfloat16).eps / 2
-
-
-@pytest.mark.parametrize("axis", ["feature", "row"])
-def test_every_start_of_sampling_by_norm(monkeypatch, axis):
-    x, grad_out = normal(5, 7, dtype=torch.float64), normal(5, 4, seed=1, dtype=torch.float64)
-    x[0] *= 20
-    x[:, 0] *= 20
-    sketch = rad.NormSample(0.5, axis)
-    probability = sketch.probabilities(x[None])[0]
-    assert probability.max() == 1  # of the largest
-    # What is kept changes only where a start meets the end of a candidate: intervals, each as likely as it is long.
-    ends = torch.cat([torch.zeros(1), probability.cumsum(0).frac().sort().values, torch.ones(1)])
-    middles, lengths = (ends[1:] + ends[:-1]) / 2, ends.diff()
-    draws = enumerate_draws(monkeypatch, sketch, x, "uniform", middles[:, None].tolist())
-    assert (torch.einsum("s,snd->nd", lengths, draws) - x).abs().max() < 1e-12
-    grads = enumerate_draws(
-        monkeypatch, sketch, x, "uniform", middles[:, None].tolist(), lambda c: sketch.grad_weight(c, grad_out)
-    )
-    assert (torch.einsum("s,sod->od", lengths, grads) - grad_out.t() @ x).abs().max() < 1e-12
 
 
 def test_every_draw_of_sampling_and_rounding(monkeypatch):
