@@ -76,7 +76,8 @@ class RoundedSample(Sketch):
         m, n, d = x.shape
         k, bits = self.split(x)
         shared = self._sharing(k)
-        kept = x.to(compute_dtype(x.dtype)).gather(2, self._indices(x.shape, k, stream)).view(-1, k)
+        kept = x.to(compute_dtype(x.dtype))
+        kept = kept.gather(2, self._indices(x.shape, k, stream)).view(-1, k) if k < d else kept.reshape(-1, d)
         low, step = self._ranges(x, k, bits)
         # Any two sums of a number for a group and one for a place in it are independent: see ``Rounding``.
         by_group = _by_rows(stream.uniform((len(low),), kept.dtype), shared, m * n)
@@ -93,6 +94,8 @@ class RoundedSample(Sketch):
         low, step = (_by_rows(t, self._sharing(k), m * n) for t in ranges.to(compute_dtype(compressed.dtype)))
         levels = unpack(packed, bits, m * n * k).view(-1, k).to(low.dtype)
         values = levels.mul_(step).add_(low).mul_(d / k).view(m, n, k)
+        if k == d:
+            return values.to(compressed.dtype)
         index = self._indices(compressed.stack, k, compressed.stream())
         return values.new_zeros(m, n, d).scatter_(2, index, values).to(compressed.dtype)
 
