@@ -26,6 +26,7 @@ METHOD_STYLE = {
     "rad_diff": ("RAD, different sample", "#0072B2"),
     "rad_proj": ("RAD, projection", "#D55E00"),
     "rad_round": ("RAD, rounding", "#009E73"),
+    "rad_mixed": ("RAD, sampling and rounding", "#CC79A7"),
 }
 _OTHER_COLOURS = ["#CC79A7", "#882255", "#999933", "#332288", "#661100", "#6699CC"]
 _DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (8, 3))]

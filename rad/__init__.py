@@ -1,18 +1,28 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
-from rad import functional, measure, nn, pde, sketch
+from rad import functional, graph, measure, nn, pde, sketch
 from rad.nn import convert, revert
-from rad.sketch import BudgetFloorWarning, Exact, Project, Rounding, Sample, Sketch
+from rad.sketch import (
+    BudgetFloorWarning,
+    Exact,
+    Project,
+    RoundedSample,
+    Rounding,
+    Sample,
+    Sketch,
+)
 
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
     "Project",
+    "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
     "convert",
     "functional",
+    "graph",
     "measure",
     "nn",
     "pde",

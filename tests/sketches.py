@@ -16,6 +16,7 @@ SKETCHES = {
     "sample-batch-without": partial(rad.Sample, per="batch", replacement=False),
     "sample-element": partial(rad.Sample, per="element"),
     "sample-element-without": partial(rad.Sample, per="element", replacement=False),
+    "rounded-sample": rad.RoundedSample,
     "rounding": rad.Rounding,
     "rounding-narrow": partial(rad.Rounding, group=16),
 }

@@ -1,6 +1,17 @@
-"""Measuring what gradients cost."""
+"""Measuring what gradients cost, in bytes and in noise."""
 
+from rad.measure.gradient import GradientNoise, Moments, gradient_noise, gradients
 from rad.measure.peak import peak_bytes, peak_resident
 from rad.measure.saved import Entry, Ledger, saved_bytes
 
-__all__ = ["Entry", "Ledger", "peak_bytes", "peak_resident", "saved_bytes"]
+__all__ = [
+    "Entry",
+    "GradientNoise",
+    "Ledger",
+    "Moments",
+    "gradient_noise",
+    "gradients",
+    "peak_bytes",
+    "peak_resident",
+    "saved_bytes",
+]

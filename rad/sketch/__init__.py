@@ -3,6 +3,7 @@
 from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
 from rad.sketch.exact import Exact
 from rad.sketch.project import Project
+from rad.sketch.rounded_sample import RoundedSample
 from rad.sketch.rounding import Rounding
 from rad.sketch.sample import Sample
 from rad.sketch.saving import load, save
@@ -12,6 +13,7 @@ __all__ = [
     "Compressed",
     "Exact",
     "Project",
+    "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from rad.sketch.random import Stream
 
-__all__ = ["BudgetFloorWarning", "Compressed", "Layout", "Sketch", "check_budget", "kept_count"]
+__all__ = [
+    "BudgetFloorWarning",
+    "Compressed",
+    "Layout",
+    "Sketch",
+    "check_budget",
+    "coherent",
+    "incoherent",
+    "kept_count",
+]
 
 
 class BudgetFloorWarning(UserWarning):
@@ -93,9 +102,9 @@ class Compressed:
 class Sketch(ABC):
     """A random summary within a memory budget; its fields are its whole configuration.
 
-    A subclass implements ``_compress`` and ``_expand`` for stacks ``[m, n, d]``, and may override ``_grad_weight`` and
-    ``_columns`` where the dense estimate need not be rebuilt. All randomness comes from a ``Stream``: the one given to
-    ``_compress`` is replayed by ``Compressed.stream()``.
+    A subclass implements ``_compress`` and ``_expand`` for stacks ``[m, n, d]``. It may override ``_grad_weight`` and
+    ``_columns`` where the dense estimate need not be rebuilt, and ``_variance`` where a closed form is known. All
+    randomness comes from a ``Stream``: the one given to ``_compress`` is replayed by ``Compressed.stream()``.
 
     Attributes:
         budget: Fraction of the bytes of the tensor that may be kept, in (0, 1]. At 1 the tensor itself is kept and
@@ -166,6 +175,24 @@ class Sketch(ABC):
         """
         return (None, compressed.kept[0]) if compressed.exact else self._columns(compressed)
 
+    def variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        """Total variance of ``grad_weight(compress(x), grad_out)``, the sum over its entries, in closed form.
+
+        Args:
+            x: What is summarized, ``[n, d]`` or ``[m, n, d]``.
+            grad_out: Gradient of the output, ``[n, o]`` or ``[m, n, o]``.
+
+        Returns:
+            float64 scalar, 0 where the summary is exact.
+
+        Raises:
+            NotImplementedError: If the sketch has no closed form.
+        """
+        if self.budget == 1 or x.numel() == 0:
+            return torch.zeros((), dtype=torch.float64, device=x.device)
+        x, grad_out = (t if t.dim() == 3 else t[None] for t in (x, grad_out))
+        return self._variance(x, grad_out.double())
+
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         """Tensors to keep of ``x`` ``[m, n, d]``; called with ``budget < 1`` and at least one element."""
@@ -180,10 +207,24 @@ class Sketch(ABC):
     def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
         return None, self.expand(compressed)
 
+    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        """For stacks ``x`` ``[m, n, d]`` of its own dtype and float64 ``grad_out`` ``[m, n, o]``; ``budget < 1``."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed form; measure it: rad.measure.gradient_noise")
+
 
 def _product(grad_out: Tensor, x: Tensor) -> Tensor:
     """``grad_outᵀ x`` ``[o, d]``, summed over the matrices of a stack."""
     return grad_out.reshape(-1, grad_out.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+
+
+def coherent(x: Tensor, grad_out: Tensor) -> Tensor:
+    """``‖grad_outᵀ x‖²``, float64, added up over a stack: what a draw shared by all rows scales."""
+    return (grad_out.double().mT @ x.double()).square().sum()
+
+
+def incoherent(x: Tensor, grad_out: Tensor) -> Tensor:
+    """``Σ_b ‖x_b‖² ‖grad_out_b‖²``, float64: what a draw of its own for every row scales."""
+    return (x.double().square().sum(2) * grad_out.double().square().sum(2)).sum()
 
 
 def check_budget(budget: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, kept_count
+from rad.sketch.base import Compressed, Sketch, coherent, kept_count
 from rad.sketch.random import Stream
 
 __all__ = ["Project"]
@@ -28,8 +28,11 @@ class Project(Sketch):
     def matrix(self, stack: torch.Size, stream: Stream, dtype: torch.dtype) -> Tensor:
         """The random signs ``√k R`` ``[m, d, k]`` for a stack ``[m, n, d]``, on the stream's device."""
         m, _, d = stack
-        k = kept_count(self.budget * d, f"of {d} features")
-        return stream.signs((m, d, k), dtype)
+        return stream.signs((m, d, self.rank(d)), dtype)
+
+    def rank(self, d: int) -> int:
+        """Columns of ``R`` for ``d`` features."""
+        return kept_count(self.budget * d, f"of {d} features")
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         signs = self.matrix(x.shape, stream, x.dtype)
@@ -46,6 +49,10 @@ class Project(Sketch):
             small = _matmul(grad_out.mT, xr)  # [m, o, k]
             return small.transpose(0, 1).reshape(o, -1) @ self._replay(compressed).transpose(1, 2).reshape(-1, d)
         return super()._grad_weight(compressed, grad_out)
+
+    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        d = x.shape[2]
+        return (d - 1) / self.rank(d) * coherent(x, grad_out)
 
     def _replay(self, compressed: Compressed) -> Tensor:
         return self.matrix(compressed.stack, compressed.stream(), compressed.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rad.sketch import kernels
-from rad.sketch.base import Compressed, Sketch, kept_count
+from rad.sketch.base import Compressed, Sketch, coherent, incoherent, kept_count
 from rad.sketch.random import Stream
 
 __all__ = ["Sample"]
@@ -49,10 +49,14 @@ class Sample(Sketch):
         if self.per not in ("batch", "element"):
             raise ValueError(f'per must be "batch" or "element", got {self.per!r}')
 
+    def rank(self, d: int) -> int:
+        """How many of ``d`` features are kept."""
+        return kept_count(self.budget * d, f"of {d} features")
+
     def indices(self, stack: torch.Size, stream: Stream) -> Tensor:
         """The features kept of a stack ``[m, n, d]``: ``[m, 1, k]`` for one draw a batch, ``[m, n, k]`` else."""
         m, n, d = stack
-        k = kept_count(self.budget * d, f"of {d} features")
+        k = self.rank(d)
         draws = (m, 1) if self.per == "batch" else (m, n)
         if self.replacement:
             return stream.integers(d, (*draws, k))
@@ -78,6 +82,11 @@ class Sample(Sketch):
         index, (values,) = self.indices(compressed.stack, compressed.stream()), compressed.kept
         d, k = compressed.shape[-1], index.shape[-1]
         return index.view(*compressed.shape[:-2], k), (values * (d / k)).view(*compressed.shape[:-1], k)
+
+    def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        d, k = x.shape[2], self.rank(x.shape[2])
+        moment = coherent(x, grad_out) if self.per == "batch" else incoherent(x, grad_out)
+        return (d - (1 if self.replacement else k)) / k * moment
 
     def _scatter(self, compressed: Compressed, values: Tensor, rows: int) -> Tensor:
         """Kept features ``[m, r, k]``, scaled, at their places among all features; ``[rows, d]``.

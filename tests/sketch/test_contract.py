@@ -109,7 +109,8 @@ def test_budget_is_kept_or_its_floor_reported(make, n, d, budget, dtype):
 def test_floor_still_estimates(make):
     with pytest.warns(rad.BudgetFloorWarning, match="more than the budget"):
         compressed = make(0.001).compress(normal(3, 5))
-    with pytest.warns(rad.BudgetFloorWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rad.BudgetFloorWarning)  # of those that find the rank again
         assert make(0.001).expand(compressed).shape == (3, 5)
 
 
@@ -236,25 +237,3 @@ def test_compiled_loops_change_no_bit(make, dtype, n, d, budget, scale, seed):
             compressed = sketch.compress(x, seeded(seed))
             results.append((*compressed.kept, sketch.expand(compressed)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-D, K = 12, 3
-VARIANCES = {
-    "project": (D - 1, "product"),
-    "sample-batch": (D - 1, "product"),
-    "sample-batch-without": (D - K, "product"),
-    "sample-element": (D - 1, "elements"),
-    "sample-element-without": (D - K, "elements"),
-}
-
-
-@pytest.mark.parametrize("name", VARIANCES)
-def test_variance_of_the_weight_gradient(name):
-    # Three standard errors: each of the five fails with probability 0.3 % for a new choice of seeds.
-    x, grad_out = normal(5, D, dtype=torch.float64), normal(5, 4, seed=1, dtype=torch.float64)
-    exact = grad_out.t() @ x
-    errors = (draw(SKETCHES[name](K / D), x, 4000, grad_out=grad_out) - exact).square().sum((1, 2))
-    factor, of = VARIANCES[name]
-    moments = {"product": exact.square().sum(), "elements": x.square().sum(1) @ grad_out.square().sum(1)}
-    expected = factor / K * moments[of]
-    assert abs(errors.mean() - expected) < 3 * errors.std() / len(errors) ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations, product
 
 import pytest
@@ -95,3 +96,27 @@ def test_projection_has_no_bias_from_rounding_in_half_precision(monkeypatch):
         (sketch._compress(x, Stream(0, x.device))[0],), torch.tensor(0), x.shape, x.dtype
     )
     assert abs(sketch.expand(compressed).item() - 1) <= torch.finfo(torch.bfloat16).eps / 2
+
+
+def test_every_draw_of_sampling_and_rounding(monkeypatch):
+    """Two of three features in two bits: every start of the sample with every dither."""
+    sketch = rad.RoundedSample(0.25, group=2)
+    # Bytes are whole: a budget for just this of so few elements does not exist.
+    monkeypatch.setattr(rad.RoundedSample, "split", lambda self, x: (2, 2))
+    monkeypatch.setattr(rad.RoundedSample, "rank", lambda self, stack, itemsize, bits: 2)
+    x = torch.tensor([[-1.0, 0, 3]], dtype=torch.float64)
+    low, step = sketch.compress(x).kept[1].double()
+    x[0, 1] = low + 1.75 * step
+    draws = []
+    for start, *dither in product(range(3), *[QUARTERS] * 3):
+        numbers = iter(dither)
+        monkeypatch.setattr(Stream, "integers", lambda self, bound, shape, start=start: torch.full(shape, start))
+        monkeypatch.setattr(
+            Stream,
+            "uniform",
+            lambda self, shape, dtype, numbers=numbers: torch.tensor(
+                [next(numbers) for _ in range(math.prod(shape))], dtype=dtype
+            ).view(shape),
+        )
+        draws.append(sketch.expand(sketch.compress(x)))
+    assert abs(torch.stack(draws).mean(0)[0, 1] - x[0, 1]) < 1e-12

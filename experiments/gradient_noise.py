@@ -1,0 +1,287 @@
+"""The noise of each estimator's gradient against the bytes it is measured to hold, beside that of the minibatch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from experiments.cases import Cases
+from experiments.data import Dataset
+from experiments.errors import UserError
+from experiments.figures import method_style, save, style
+from experiments.methods import Batch, Exact, Method, SmallBatch, measured
+from experiments.rundir import RunDir
+from experiments.study import Record, Study, device, generator, make, whole
+from experiments.tables import command, markdown, provenance_lines
+from rad.measure import gradient_noise, gradients
+from rad.sketch import check_budget
+
+__all__ = ["GradientNoiseStudy"]
+
+PHASES = ("initial", "trained")
+PAPER = ("rad_same", "rad_diff", "rad_proj")
+BUDGET = 0.1  # at which the table compares
+TOLERANCE = 1.1  # between bytes that count as equal
+_BATCH_DRAWS = 4  # times as many of batches: their noise is that of fewer numbers, so its size is less certain
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A net at one point of its training, with the batch at which estimators are compared."""
+
+    model: nn.Module
+    data: Dataset
+    batch: Batch
+    exact: dict[str, Tensor]
+
+
+class GradientNoiseStudy(Study):
+    """Added variance of each estimator over budgets, for several nets, at initialization and after some training."""
+
+    def validate(self, config: DictConfig) -> None:
+        for net, settings in config.nets.items():
+            for name in ("batch_size", "draws"):
+                whole(f"nets.{net}.{name}", settings[name])
+            if settings.draws < 3:
+                raise UserError(f"nets.{net}.draws must be at least 3 for a standard error, got {settings.draws}")
+        for budget in config.budgets:
+            try:
+                check_budget(budget)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"budgets: {error}") from error
+        if not {BUDGET, 1} <= set(config.budgets):
+            raise UserError(f"budgets must hold {BUDGET}, at which the table compares, and 1, got {config.budgets}")
+
+    def build(self, config: DictConfig) -> tuple[Cases, Record]:
+        where = device(config.device)
+        data = {net: make(settings.data).to(where) for net, settings in config.nets.items()}
+        setting = lru_cache(maxsize=1)(partial(_setting, config, data))
+        cases: list[Callable[[], Record]] = []
+        for net in config.nets:
+            for phase in PHASES:
+                for name, estimator in config.estimators.items():
+                    for budget in config.budgets:
+                        # At budget 1 all are exact; the batch is then the full one.
+                        if budget < 1 or name == "small_batch":
+                            method = _with_budget(estimator, budget)
+                            cases.append(partial(_case, config, setting, net, phase, method, budget))
+        meta = {
+            "method": "all",
+            "command": command(),
+            "model": ", ".join(config.nets),
+            "data": ", ".join(d.name for d in data.values()),
+            "iterations": len(cases),
+        }
+        return Cases(cases, where), meta
+
+    def headline(self, meta: Record) -> str:
+        return f"gradient noise of {meta['model']} on {meta['data']}: {meta['iterations']} cases"
+
+    def summarize(self, run: RunDir) -> str:
+        frame, meta = _added(pd.DataFrame(run.records())), run.meta()
+        figure = save(_figure(frame), run.path / "noise")[1]
+        text = _report(frame, meta)
+        (run.path / "table.md").write_text(text, encoding="utf-8")
+        frame.to_csv(run.path / "noise.csv", index=False)
+        return f"{text}\nfigure: {figure}"
+
+
+def _with_budget(estimator: DictConfig, budget: float) -> Method:
+    estimator = copy.deepcopy(estimator)
+    for part in ("sketch", "reference"):
+        if part in estimator:
+            estimator[part].budget = budget
+    return make(estimator)
+
+
+def _random_batch(data: Dataset, size: int, numbers: torch.Generator) -> Batch:
+    chosen = torch.randint(len(data.x_train), (size,), generator=numbers).to(data.x_train.device)
+    return data.inputs(data.x_train[chosen]), data.y_train[chosen]
+
+
+def _setting(config: DictConfig, sets: dict[str, Dataset], net: str, phase: str) -> _Setting:
+    settings, data = config.nets[net], sets[net]
+    torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
+    model: nn.Module = make(settings.model).to(data.x_train.device)
+    numbers = generator(config.seed, f"batches {net}")
+    if phase == "trained":
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        for _ in range(config.iterations):
+            x, y = _random_batch(data, settings.batch_size, numbers)
+            optimizer.zero_grad()
+            data.loss(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        model.zero_grad()
+    x, y = batch = _random_batch(data, settings.batch_size, numbers)
+    return _Setting(model, data, batch, gradients(model, lambda: data.loss(model(x), y)))
+
+
+def _case(
+    config: DictConfig,
+    setting: Callable[[str, str], _Setting],
+    net: str,
+    phase: str,
+    method: Method,
+    budget: float,
+) -> Record:
+    at, draws = setting(net, phase), config.nets[net].draws
+    numbers = generator(config.seed, f"{net} {phase} {method.name} {budget}")
+    size = method.batch_size(at.model, at.batch, at.data.loss)
+    batch = at.batch[0][:size].clone(), at.batch[1][:size].clone()
+    model = method.prepare(copy.deepcopy(at.model), numbers)
+
+    def loss() -> Tensor:
+        # A smaller batch is random by its examples, a sketch by its draw for the batch at hand.
+        x, y = _random_batch(at.data, size, numbers) if isinstance(method, SmallBatch) else batch
+        return at.data.loss(model(x), y)
+
+    exact = None if isinstance(method, SmallBatch) else at.exact
+    draws *= _BATCH_DRAWS if isinstance(method, SmallBatch) else 1
+    noise = gradient_noise(lambda: gradients(model, loss), draws, exact)
+    return {
+        "net": net,
+        "data": at.data.name,
+        "phase": phase,
+        "estimator": method.name,
+        "budget": budget,
+        "batch_size": size,
+        "saved_bytes": measured(method, at.model, batch, at.data.loss),
+        "exact_saved_bytes": measured(Exact("exact"), at.model, at.batch, at.data.loss),
+        "gradient2": sum(g.double().square().sum().item() for g in at.exact.values()),
+        "variance": noise.total.variance,
+        "variance_error": noise.total.variance_error,
+        "bias": None if math.isnan(noise.total.bias) else noise.total.bias,
+        "bias_error": noise.total.bias_error,
+        "draws": noise.draws,
+        "layers": {name: m.variance for name, m in noise.layers.items()},
+    }
+
+
+def _added(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records with the variance that comes on top of the full batch's, in units of it, and whether none beats them."""
+    parts = []
+    for _, part in frame.drop(columns="layers").groupby(["net", "phase"], sort=False):
+        full = part[(part["estimator"] == "small_batch") & (part["budget"] == 1)].iloc[0]
+        part = part.assign(bytes_ratio=part["saved_bytes"] / part["exact_saved_bytes"], full_batch=full["batch_size"])
+        small = part["estimator"] == "small_batch"
+        added = part["variance"] - np.where(small, full["variance"], 0)
+        error = np.hypot(part["variance_error"], np.where(small, full["variance_error"], 0))
+        part = part.assign(added=added / full["variance"], added_error=error / full["variance"])
+        part = part[part["budget"] < 1]
+        beaten = [
+            ((part["saved_bytes"] <= row.saved_bytes) & (part["added"] < row.added)).any() for row in part.itertuples()
+        ]
+        parts.append(part.assign(front=~np.array(beaten)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _best(part: pd.DataFrame, limit: float) -> pd.Series:
+    """The least added variance of those that hold no more than ``limit`` bytes."""
+    allowed = part[part["saved_bytes"] <= limit]
+    return allowed.loc[allowed["added"].idxmin()]
+
+
+def _ratio(a: pd.Series, b: pd.Series) -> str:
+    ratio = a["added"] / b["added"]
+    spread = 1.96 * abs(ratio) * math.hypot(a["added_error"] / a["added"], b["added_error"] / b["added"])
+    return f"{ratio:.3g} ± {spread:.1g}"
+
+
+def _report(frame: pd.DataFrame, meta: Record) -> str:
+    equal, small, everything = [], [], []
+    for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
+        at = part[part["budget"] == BUDGET].set_index("estimator", drop=False)
+        paper = at.loc[[m for m in PAPER if m in at.index]]
+        best = _best(paper, paper["saved_bytes"].max())
+        winner = _best(part, TOLERANCE * best["saved_bytes"])
+        first = {"net": str(net), "weights": str(phase)}
+        equal.append(
+            {
+                **first,
+                "bytes ÷ exact": f"{best['bytes_ratio']:.3f}",
+                "paper's best": f"{method_style(best['estimator'])[0]}: {best['added']:.3g}",
+                "best": f"{method_style(winner['estimator'])[0]} ({winner['bytes_ratio']:.3f}): {winner['added']:.3g}",
+                "paper's best ÷ best": _ratio(best, winner),
+            }
+        )
+        batch = at.loc["small_batch"]
+        cells = {**first, "smaller batch": f"{batch['batch_size']} of {batch['full_batch']}: {batch['added']:.3g}"}
+        cells["closed form"] = f"{batch['full_batch'] / batch['batch_size'] - 1:.3g}"
+        for name in [*paper.index, "rad_round"]:
+            cells[f"{method_style(name)[0]} ÷ smaller batch"] = _ratio(at.loc[name], batch)
+        small.append(cells)
+        for name, rows in part.groupby("estimator", sort=False):
+            cells = {**first, "estimator": method_style(str(name))[0]}
+            for row in rows.itertuples():
+                mark = "**" if row.front else ""
+                cells[f"{row.budget:g}"] = f"{mark}{row.added:.3g}{mark} ({row.bytes_ratio:.3f})"
+            everything.append(cells)
+    biased = frame[frame["bias"] > 3 * frame["bias_error"]]
+    lines = [
+        "# Variance of the gradient against measured bytes",
+        "",
+        *provenance_lines(meta),
+        f"- Draws: {', '.join(f'{net} {part.draws.iloc[0]}' for net, part in frame.groupby('net', sort=False))}",
+        "",
+        "Added variance: of the whole gradient, on top of that of the full batch, in units of that of the full batch.",
+        "± is a 95 % interval from standard errors over draws. Bytes are measured, with everything autograd holds.",
+        "",
+        f"## At equal bytes: {TOLERANCE:g} times those of the paper's best at budget {BUDGET:g}, at most",
+        "",
+        markdown(equal),
+        "",
+        f"## Against a smaller batch that holds the same bytes, budget {BUDGET:g}",
+        "",
+        markdown(small),
+        "",
+        "## All: added variance (bytes ÷ exact) by budget, the front in bold",
+        "",
+        markdown(everything),
+        "",
+        f"Bias beyond three times what it comes to by chance: {len(biased)} of {int(frame['bias'].notna().sum())}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(frame: pd.DataFrame) -> Figure:
+    nets, phases = (list(dict.fromkeys(frame[name])) for name in ("net", "phase"))
+    with style():
+        figure = Figure(figsize=(3.6 * len(nets), 3.1 * len(phases) + 0.7), layout="constrained")
+        panels = figure.subplots(len(phases), len(nets), squeeze=False, sharex=True)
+        for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
+            axes = panels[phases.index(phase), nets.index(net)]
+            _panel(axes, part)
+            axes.set_title(f"{net}, {part['data'].iloc[0]}, {phase}")
+        for axes in panels[-1]:
+            axes.set_xlabel("bytes held for backward ÷ exact")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("added variance ÷ full batch's")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _panel(axes: Axes, part: pd.DataFrame) -> None:
+    for name, rows in part.groupby("estimator", sort=False):
+        label, colour = method_style(str(name))
+        rows = rows[rows["added"] > 0].sort_values("saved_bytes")
+        bars = np.minimum(1.96 * rows["added_error"], 0.9 * rows["added"])  # the axis is logarithmic
+        axes.errorbar(rows["bytes_ratio"], rows["added"], bars, fmt="o-", color=colour, label=label, capsize=2)
+    front = part[part["front"] & (part["added"] > 0)].sort_values("saved_bytes")
+    axes.plot(front["bytes_ratio"], front["added"], "o", ms=8, mfc="none", mec="black", label="Pareto front")
+    axes.axhline(1, color="#999999", lw=0.8, ls="--")
+    axes.set(xscale="log", yscale="log")
+    axes.xaxis.set_minor_formatter(NullFormatter())

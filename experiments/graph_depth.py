@@ -1,0 +1,325 @@
+"""How the variance of a randomized gradient grows with depth, on graphs where it is known and on a real net."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import rad
+from experiments.cases import Cases
+from experiments.data import Dataset
+from experiments.errors import UserError
+from experiments.figures import save, style
+from experiments.rundir import RunDir
+from experiments.study import Record, Study, device, generator, make, whole
+from experiments.tables import command, markdown, provenance_lines
+from rad.graph import Graph, chain, draw, inject, injected_product, linearize, sample_paths
+from rad.measure import gradient_noise, gradients
+
+__all__ = ["GraphDepth"]
+
+# What is sampled, and whether its relative variance should grow with depth.
+GRAPHS = {
+    "independent, path sampling": ("#009E73", False),
+    "interleaved, path sampling": ("#D55E00", True),
+    "interleaved, vertex sampling": ("#0072B2", True),
+}
+NETS = {"exact": ("#000000", "exact"), "weight": ("#0072B2", "∂h/∂W only"), "every": ("#D55E00", "every Jacobian")}
+
+
+class GraphDepth(Study):
+    """Relative variance against depth: path and vertex sampling on graphs, two ways to randomize a deep net."""
+
+    def validate(self, config: DictConfig) -> None:
+        for name in ("width", "edges", "draws", "net.width", "net.draws", "net.batch_size"):
+            whole(name, _at(config, name))
+        if config.edges >= config.width:
+            raise UserError(
+                f"edges must be less than width, {config.width}, got {config.edges}; else nothing is random"
+            )
+        for name in ("depths", "net.depths"):
+            depths = list(_at(config, name))
+            if len(depths) < 2:
+                raise UserError(f"{name} must list at least two depths to fit a growth, got {depths}")
+            for depth in depths:
+                whole(name, depth)
+
+    def build(self, config: DictConfig) -> tuple[Cases, Record]:
+        where = device(config.device)
+        data: Dataset = make(config.data).to(where)
+        cases = [partial(_cost, config)]
+        cases += [partial(_on_graph, config, family, depth) for family in GRAPHS for depth in config.depths]
+        cases += [partial(_on_net, config, data, how, depth) for how in NETS for depth in config.net.depths]
+        meta = {"model": "graphs and mlp", "data": data.name, "iterations": len(cases), "steps": config.iterations}
+        return Cases(cases, where), {**meta, "method": "all", "command": command()}
+
+    def headline(self, meta: Record) -> str:
+        return f"variance against depth: {meta['iterations']} cases on {meta['model']}, {meta['data']}"
+
+    def summarize(self, run: RunDir) -> str:
+        records, meta = pd.DataFrame(run.records()), run.meta()
+        cost = records[records["seconds"].notna()].iloc[0]
+        graphs, nets = records[records["family"].notna()], records[records["how"].notna()]
+        figure = save(_figure(graphs, nets, meta), run.path / "depth")[1]
+        save(_fig1(), run.path / "fig1")
+        price = f"One draw of paths on a graph of {cost['edges']:,.0f} edges takes {cost['seconds']:.3f} s of CPU time."
+        text = f"{_table(graphs, nets, meta)}\n{price}\n"
+        (run.path / "table.md").write_text(text, encoding="utf-8")
+        return f"{text}\nfigure: {figure}"
+
+
+def independent(width: int, depth: int, generator: torch.Generator) -> Graph:
+    """``width`` inputs that meet in one orthogonal layer, then ``width`` separate chains into one output."""
+    chains = [torch.diag(_signs(width, generator)) for _ in range(depth - 1)]
+    return _layered([_orthogonal(width, generator), *chains])
+
+
+def interleaved(width: int, depth: int, generator: torch.Generator) -> Graph:
+    """``depth`` orthogonal layers, each vertex with an edge to all of the next layer, into one output."""
+    return _layered([_orthogonal(width, generator) for _ in range(depth)])
+
+
+def growth(width: int, edges: int) -> float:
+    """Factor of the second moment for each orthogonal layer of which ``edges`` of ``width`` are sampled.
+
+    A vertex whose ``width`` edges ``w`` lead to adjoints ``a`` gets an estimate of second moment
+    ``width/edges · Σ w_j² E a_j² + (1 − 1/edges) E (wᵀa)²``; summed over the vertices of an orthogonal layer that is
+    ``(1 + (width − 1)/edges) E‖a‖²``. Vertex sampling in each layer has the same factor.
+    """
+    return 1 + (width - 1) / edges
+
+
+def _layered(jacobians: list[Tensor]) -> Graph:
+    width = len(jacobians[0])
+    places = torch.arange(width)
+    source, target, derivative = [], [], []
+    for layer, jacobian in enumerate(jacobians):
+        into, out = torch.nonzero(jacobian, as_tuple=True)
+        source.append(places[out] + layer * width)
+        target.append(places[into] + (layer + 1) * width)
+        derivative.append(jacobian[into, out])
+    last = len(jacobians) * width
+    source.append(places + last)
+    target.append(torch.full((width,), last + width))
+    derivative.append(torch.full((width,), width**-0.5, dtype=torch.float64))
+    edges = (torch.cat(parts).numpy() for parts in (source, target, derivative))
+    return Graph.build(*edges, inputs=range(width), outputs=[last + width])
+
+
+def _orthogonal(width: int, generator: torch.Generator) -> Tensor:
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    return q * r.diagonal().sign()
+
+
+def _signs(width: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (width,), generator=generator).double() * 2 - 1
+
+
+def _cost(config: DictConfig) -> Record:
+    """CPU seconds of one draw of paths and the reverse sweep over them, on a graph of 100,000 edges."""
+    numbers = generator(config.seed, "cost")
+    graph, seconds = interleaved(100, 10, numbers), []
+    for _ in range(6):
+        start = time.process_time()
+        sample_paths(graph, config.edges, numbers).reverse()
+        seconds.append(time.process_time() - start)
+    return {"edges": graph.edges, "seconds": statistics.median(seconds[1:])}  # the first one compiles
+
+
+def _on_graph(config: DictConfig, family: str, depth: int) -> Record:
+    kind, how = family.split(", ")
+    numbers = generator(config.seed, f"{family} {depth}")
+    graph = {"independent": independent, "interleaved": interleaved}[kind](config.width, depth, numbers)
+    if how == "path sampling":
+
+        def estimate() -> Tensor:
+            return sample_paths(graph, config.edges, numbers).reverse()
+    else:
+        jacobians, sketch = chain(graph), rad.Sample(config.edges / config.width)
+
+        def estimate() -> Tensor:
+            return injected_product(jacobians, sketch, numbers)
+
+    exact = graph.reverse()
+    noise = gradient_noise(lambda: {"inputs": estimate()}, config.draws, {"inputs": exact}).total
+    factor = growth(config.width, config.edges)
+    return {
+        "family": family,
+        "depth": depth,
+        "predicted": factor**depth - 1 if GRAPHS[family][1] else factor - 1,
+        **_relative(noise),
+    }
+
+
+class _Injected(nn.Module):
+    """Randomizes the Jacobian of what comes before it."""
+
+    def __init__(self, sketch: rad.Sketch, numbers: torch.Generator) -> None:
+        super().__init__()
+        self.sketch, self.numbers = sketch, numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return inject(x, self.sketch, self.numbers)
+
+
+def _net(config: DictConfig, data: Dataset, how: str, depth: int, numbers: torch.Generator) -> nn.Module:
+    """A ReLU net of ``depth`` hidden layers, the same initial weights for each way to randomize it."""
+    torch.manual_seed(generator(config.seed, f"initial weights {depth}").initial_seed())
+    sketch = rad.Sample(config.budget, per="element")
+    fan_in, width, layers = data.x_train[0].numel(), config.net.width, []
+    for _ in range(depth):
+        linear = nn.Linear(fan_in, width)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")  # keeps gradients of one size at all depths
+        layers += [linear, nn.ReLU(), *([_Injected(sketch, numbers)] if how == "every" else [])]
+        fan_in = width
+    net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(fan_in, 10)).to(data.x_train.device)
+    return net if how == "exact" else rad.convert(net, sketch, generator=numbers)
+
+
+def _on_net(config: DictConfig, data: Dataset, how: str, depth: int) -> Record:
+    numbers, batches = generator(config.seed, f"{how} {depth}"), generator(config.seed, "batches")
+    net = _net(config, data, how, depth, numbers)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(data.x_train), (config.net.batch_size,), generator=batches)
+        return data.inputs(data.x_train[chosen]), data.y_train[chosen]
+
+    x, y = batch()
+    plain = _net(config, data, "exact", depth, numbers)
+    exact = gradients(plain, lambda: F.cross_entropy(plain(x), y))
+    named = dict(zip((name for name, _ in net.named_parameters()), exact.values(), strict=True))
+    entry: Record = {"how": how, "depth": depth}
+    if how != "exact":
+        noise = gradient_noise(lambda: gradients(net, lambda: F.cross_entropy(net(x), y)), config.net.draws, named)
+        entry |= _relative(noise.total)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.net.lr)
+    losses = []
+    for _ in range(config.iterations):
+        x, y = batch()
+        loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        final = F.cross_entropy(net(data.inputs(data.x_train)), data.y_train).item()
+    return {**entry, "first_loss": losses[0], "train_loss": final if math.isfinite(final) else None}
+
+
+def _relative(noise: rad.measure.Moments) -> Record:
+    return {
+        "variance": noise.variance / noise.norm2,
+        "variance_error": noise.variance_error / noise.norm2,
+        "bias": noise.bias / noise.norm2**0.5,
+        "bias_error": noise.bias_error / noise.norm2**0.5,
+    }
+
+
+def _rate(depth: pd.Series, variance: pd.Series, error: pd.Series) -> tuple[float, float]:
+    """Slope of ``log(1 + variance)`` against depth, with its standard error from those of the variances."""
+    weight = ((1 + variance) / error.clip(lower=1e-12)) ** 2
+    centred = depth - np.average(depth, weights=weight)
+    spread = (weight * centred**2).sum()
+    return float((weight * centred * np.log1p(variance)).sum() / spread), float(spread**-0.5)
+
+
+def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
+    rows = []
+    for family, part in graphs.groupby("family", sort=False):
+        rate, error = _rate(part["depth"], part["variance"], part["variance_error"])
+        predicted, _ = _rate(part["depth"], part["predicted"], 1 + part["predicted"])
+        last = part.iloc[-1]
+        rows.append(
+            {
+                "graph, estimator": family,
+                "growth exponent a layer, predicted": f"{predicted:.3f}",
+                "fitted": f"{rate:.3f} ± {1.96 * error:.3f}",
+                "fitted ÷ predicted": f"{rate / predicted:.3f}" if predicted > 1e-9 else "–",
+                f"relative variance at depth {last['depth']:.0f}, predicted": f"{last['predicted']:.3g}",
+                "measured": f"{last['variance']:.3g} ± {1.96 * last['variance_error']:.1g}",
+            }
+        )
+    deep = []
+    for depth, part in nets.groupby("depth"):
+        by = part.set_index("how")
+        cells = {"hidden layers": f"{depth:.0f}"}
+        for how in ("weight", "every"):
+            cell = f"{by.loc[how, 'variance']:.3g} ± {1.96 * by.loc[how, 'variance_error']:.1g}"
+            cells[f"relative variance, {NETS[how][1]}"] = cell
+        for how, (_, label) in NETS.items():
+            loss = by.loc[how, "train_loss"]
+            cells[f"training loss, {label}"] = "diverged" if pd.isna(loss) else f"{loss:.3f}"
+        deep.append(cells)
+    header = ["# Variance against depth", "", *provenance_lines(meta), ""]
+    note = "\n± is a 95 % interval from the standard error over draws; one seed. Variances are relative to ‖g‖².\n"
+    return "\n".join([*header, markdown(rows), "", f"Nets after {meta['steps']:,} steps:", "", markdown(deep), note])
+
+
+def _figure(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> Figure:
+    with style():
+        figure = Figure(figsize=(11, 6.2), layout="constrained")
+        panels = figure.subplot_mosaic(
+            [["one", "graphs", "graphs"], ["all", "variance", "loss"]], width_ratios=[1, 1, 1]
+        )
+        numbers = torch.Generator().manual_seed(1)
+        for name, family in (("one", independent), ("all", interleaved)):
+            graph = family(4, 4, numbers)
+            draw(graph, sample_paths(graph, 1, numbers), panels[name], labels=False)
+            panels[name].set_title(f"{family.__name__} paths, one edge kept a vertex")
+        _lines(panels["graphs"], graphs, "family", {k: (c, k) for k, (c, _) in GRAPHS.items()}, "variance")
+        for family, part in graphs.groupby("family", sort=False):
+            panels["graphs"].plot(part["depth"], part["predicted"], "--", color=GRAPHS[family][0], lw=1)
+        panels["graphs"].set(title="graphs (dashed: closed form)", ylabel="relative variance", yscale="log")
+        _lines(panels["variance"], nets[nets["variance"].notna()], "how", NETS, "variance")
+        panels["variance"].set(title=f"deep ReLU net, {meta['data']}", ylabel="relative variance", yscale="log")
+        _lines(panels["loss"], nets, "how", NETS, "train_loss")
+        panels["loss"].set(title=f"after {meta['steps']:,} steps", ylabel="training loss", yscale="log")
+        for name in ("graphs", "variance", "loss"):
+            panels[name].set_xlabel("layers" if name == "graphs" else "hidden layers")
+            panels[name].legend()
+    return figure
+
+
+def _lines(axes: Axes, frame: pd.DataFrame, by: str, looks: dict[str, tuple[str, str]], column: str) -> None:
+    for key, part in frame.groupby(by, sort=False):
+        colour, label = looks[str(key)]
+        error = 1.96 * part["variance_error"] if column == "variance" else None
+        axes.errorbar(part["depth"], part[column], error, fmt="o-", color=colour, label=label, capsize=2)
+
+
+def _fig1() -> Figure:
+    """The paper's worked example with the edges of one sample."""
+
+    def fn(x1: Tensor, x2: Tensor) -> Tensor:
+        a = torch.exp(x1)
+        b = torch.sin(x2)
+        c = b * x2
+        d = a * c
+        return a * d
+
+    graph = linearize(fn, 0.5, 1.2)
+    with style():
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        whole_graph, sampled = figure.subplots(1, 2)
+        draw(graph, axes=whole_graph)
+        draw(graph, sample_paths(graph, 1, torch.Generator().manual_seed(0)), sampled)
+        whole_graph.set_title(f"linearized graph of Fig. 1: {graph.count_paths()} paths")
+        sampled.set_title("a sample: one outgoing edge of each vertex")
+    return figure
+
+
+def _at(config: DictConfig, name: str) -> object:
+    for part in name.split("."):
+        config = config[part]
+    return config

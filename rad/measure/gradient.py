@@ -1,0 +1,151 @@
+"""Bias and variance of a gradient estimate, draw by draw and without keeping the draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients"]
+
+Gradient = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one layer's gradient, or of all, each summed over the entries.
+
+    Attributes:
+        norm2: Squared norm of the exact gradient, or of the mean of the draws where no exact one was given.
+        variance: Estimate of ``E‖ĝ − E ĝ‖²``.
+        variance_error: Standard error of ``variance``.
+        bias: ``‖mean of the draws − g‖``; NaN where no exact gradient was given.
+        bias_error: What ``bias`` comes to, root mean square, if there is none: ``√(variance / draws)``.
+    """
+
+    norm2: float
+    variance: float
+    variance_error: float
+    bias: float
+    bias_error: float
+
+    def relative_to(self, other: Moments) -> tuple[float, float]:
+        """``variance`` in units of another one's, with the standard error of the ratio (to first order)."""
+        if other.variance == 0:
+            return math.nan, math.nan
+        ratio = self.variance / other.variance
+        spread = math.hypot(self.variance_error / other.variance, ratio * other.variance_error / other.variance)
+        return ratio, spread
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """What ``gradient_noise`` found. ``str(noise)`` is a table by layer.
+
+    Attributes:
+        draws: Number of draws.
+        total: Of the whole gradient.
+        layers: Of each layer's, by name.
+    """
+
+    draws: int
+    total: Moments
+    layers: dict[str, Moments]
+
+    def __str__(self) -> str:
+        rows = [("layer", "‖g‖²", "variance", "÷ ‖g‖²", "bias", "expected of none")]
+        for name, m in {**self.layers, "total": self.total}.items():
+            relative = f"{m.variance / m.norm2:.3g}" if m.norm2 else "–"
+            spread = f"{m.variance:.4g} ± {m.variance_error:.1g}"
+            rows.append((name, f"{m.norm2:.4g}", spread, relative, f"{m.bias:.3g}", f"{m.bias_error:.3g}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"{self.draws} draws; ± is a standard error"])
+
+
+def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """One gradient of a model, by parameter; ``.grad`` fields stay as they are.
+
+    Args:
+        model: Plain or converted.
+        loss: Runs the model and returns a scalar, such as ``lambda: loss_fn(model(x), y)``.
+
+    Returns:
+        Gradients of the parameters that require one, zeros for those that ``loss`` does not depend on.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters.items(), grads, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def gradient_noise(draw: Callable[[], Gradient], draws: int, exact: Gradient | None = None) -> GradientNoise:
+    """Measures bias and variance of a random gradient.
+
+    With a converted model and one batch it is the noise that a sketch adds; with the exact gradients of random
+    batches, minibatch noise. The ratio of both is ``a.total.relative_to(b.total)``::
+
+        added = gradient_noise(lambda: gradients(converted, lambda: loss_fn(converted(x), y)), 100, exact)
+        batches = gradient_noise(lambda: gradients(plain, lambda: loss_fn(*next(batches))), 100)
+
+    Memory does not grow with ``draws``: mean and squared deviations are updated as in Welford's method. His increments
+    ``(t − 1)/t ‖ĝ_t − mean of those before‖²`` have the variance as expectation, each of them, so that its standard
+    error is that of their mean.
+
+    Args:
+        draw: Returns one independent draw of the gradient, by parameter name (``layer.weight``).
+        draws: How many to take, at least 3.
+        exact: What its expectation should be.
+
+    Returns:
+        Moments of the whole gradient and of each layer: of parameters that share all of the name but its last part.
+
+    Raises:
+        ValueError: If ``draws`` is less than 3, a gradient has no entries or the names of ``exact`` are others.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 3:
+        raise ValueError(
+            f"draws must be a whole number of at least 3, got {draws!r}; 100 give the variance to about 15 %"
+        )
+    mean: dict[str, Tensor] = {}
+    increments: dict[str, list[float]] = {}
+    for t in range(1, draws + 1):
+        gradient = draw()
+        if not gradient:
+            raise ValueError("draw returned a gradient without entries; does any parameter require grad?")
+        for name, g in gradient.items():
+            if t == 1:
+                mean[name] = g.detach().double().clone()
+                increments[name] = []
+                continue
+            difference = g.detach().double() - mean[name]
+            increments[name].append((t - 1) / t * difference.square().sum().item())
+            mean[name] += difference / t
+    if exact is not None and exact.keys() != mean.keys():
+        raise ValueError(f"exact has the entries {', '.join(exact)}, but the draws have {', '.join(mean)}")
+    norms = {name: (mean if exact is None else exact)[name].double().square().sum().item() for name in mean}
+    biases = {
+        name: math.nan if exact is None else (mean[name] - exact[name].double()).square().sum().item() for name in mean
+    }
+
+    def moments(names: list[str]) -> Moments:
+        sums = torch.tensor([increments[name] for name in names], dtype=torch.float64).sum(0)
+        variance = sums.mean().item()
+        return Moments(
+            norm2=sum(norms[name] for name in names),
+            variance=variance,
+            variance_error=sums.std().item() / len(sums) ** 0.5,
+            bias=math.sqrt(sum(biases[name] for name in names)),
+            bias_error=math.sqrt(variance / draws),
+        )
+
+    layers: dict[str, list[str]] = {}
+    for name in mean:
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return GradientNoise(draws, moments(list(mean)), {layer: moments(names) for layer, names in layers.items()})

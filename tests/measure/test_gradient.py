@@ -1,0 +1,124 @@
+"""Measured bias and variance against known moments, and against the closed forms of the sketches."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sketches import SKETCHES, normal, seeded
+from torch import nn
+
+import rad
+from rad.measure import gradient_noise, gradients
+
+
+def known(scale=1.0, shift=0.0, seed=0):
+    """Draws of a gradient with variance ``4 scale²`` in one layer and ``3`` in another."""
+    generator = seeded(seed)
+    exact = {"a.weight": normal(2, 2), "b.weight": normal(3), "b.bias": normal(2)}
+    noise = {"a.weight": scale, "b.weight": 1.0, "b.bias": 0.0}
+
+    def draw():
+        return {n: g + shift + noise[n] * torch.randn(g.shape, generator=generator) for n, g in exact.items()}
+
+    return draw, exact
+
+
+def test_variance_by_layer_and_in_all():
+    draw, exact = known(scale=2.0)
+    noise = gradient_noise(draw, 2000, exact)
+    expected = {"a": 16.0, "b": 3.0}
+    assert noise.layers.keys() == expected.keys()
+    for found, variance in [*((noise.layers[n], v) for n, v in expected.items()), (noise.total, 19.0)]:
+        assert abs(found.variance - variance) < 3 * found.variance_error
+        assert found.bias < 2 * found.bias_error
+        assert found.bias_error == pytest.approx(math.sqrt(found.variance / 2000))
+    assert noise.total.norm2 == pytest.approx(sum(g.square().sum().item() for g in exact.values()), rel=1e-5)
+
+
+def test_is_the_variance_of_all_draws_at_once():
+    draw, exact = known()
+    noise = gradient_noise(draw, 50, exact)
+    again, _ = known()
+    kept = torch.stack([torch.cat([g.flatten() for g in again().values()]) for _ in range(50)]).double()
+    assert noise.total.variance == pytest.approx(kept.var(0).sum().item(), rel=1e-9)
+    flat = torch.cat([g.flatten() for g in exact.values()]).double()
+    assert noise.total.bias == pytest.approx((kept.mean(0) - flat).norm().item(), rel=1e-9)
+
+
+def test_standard_error_is_that_of_repetition():
+    found = [gradient_noise(known(seed=s)[0], 40).total for s in range(200)]
+    spread = torch.tensor([m.variance for m in found]).std().item()
+    claimed = torch.tensor([m.variance_error for m in found]).mean().item()
+    assert 0.8 < claimed / spread < 1.25
+
+
+def test_bias_is_found():
+    draw, exact = known(shift=0.5)
+    total = gradient_noise(draw, 400, exact).total
+    assert total.bias == pytest.approx(0.5 * 3, rel=0.2)
+    assert total.bias > 5 * total.bias_error
+
+
+def test_without_exact_gradient():
+    total = gradient_noise(known()[0], 5).total
+    assert math.isnan(total.bias)
+    assert total.norm2 > 0
+
+
+def test_ratio_of_two_variances():
+    big, small = (gradient_noise(known(scale=s, seed=int(s))[0], 500).layers["a"] for s in (3.0, 1.0))
+    ratio, error = big.relative_to(small)
+    assert abs(ratio - 9) < 3 * error
+    assert math.isnan(big.relative_to(gradient_noise(lambda: {"a": torch.ones(2)}, 3).total)[0])
+
+
+# Three standard errors for one layer of each sketch: as the closed form's own test, but through the layer.
+@pytest.mark.parametrize("name", SKETCHES)
+def test_added_noise_of_a_converted_model(name):
+    model = nn.Sequential(nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x, y = normal(8, 20, dtype=torch.float64) + 0.3, torch.arange(8) % 3
+    exact = gradients(model, lambda: F.cross_entropy(model(x), y))
+    hidden = model[0](x).requires_grad_()
+    (grad_out,) = torch.autograd.grad(F.cross_entropy(model[2](hidden.relu()), y), hidden)
+    sketch = SKETCHES[name](0.4)
+    rad.convert(model, sketch, skip=("2",), generator=seeded(0))
+    noise = gradient_noise(lambda: gradients(model, lambda: F.cross_entropy(model(x), y)), 600, exact)
+    found = noise.layers["0"]
+    assert abs(found.variance - sketch.variance(x, grad_out)) < 3 * found.variance_error + 1e-12
+    assert found.bias < 3 * found.bias_error
+    assert noise.layers["2"].variance < 1e-25
+
+
+def test_gradients_leave_grad_fields_alone():
+    model = nn.Linear(3, 2)
+    unused = nn.ModuleList([model, nn.Linear(1, 1)])
+    unused[1].bias.requires_grad_(False)
+    found = gradients(unused, lambda: model(torch.ones(1, 3)).sum())
+    assert list(found) == ["0.weight", "0.bias", "1.weight"]
+    assert not found["1.weight"].any()
+    assert model.weight.grad is None
+    reference = copy.deepcopy(model)
+    reference(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(found["0.weight"], reference.weight.grad)
+
+
+def test_table_names_layers_and_draws():
+    text = str(gradient_noise(known()[0], 10))
+    assert all(word in text for word in ("a ", "b ", "total", "10 draws"))
+
+
+@pytest.mark.parametrize("draws", [2, 0, True, 3.5])
+def test_too_few_draws(draws):
+    with pytest.raises(ValueError, match="at least 3, got"):
+        gradient_noise(known()[0], draws)
+
+
+def test_names_that_do_not_match():
+    with pytest.raises(ValueError, match=r"exact has the entries c, but the draws have a\.weight"):
+        gradient_noise(known()[0], 3, {"c": torch.ones(1)})
+    with pytest.raises(ValueError, match="without entries"):
+        gradient_noise(dict, 3)
