@@ -42,7 +42,7 @@ def peak_bytes(fn: Callable[[], object], device: torch.device | str = "cpu") -> 
     events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]  # pyright: ignore
     held = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # pyright: ignore
         most = max(most, held)
     del result
     return most
