@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,6 +29,12 @@ def seeded(seed: int) -> torch.Generator:
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+
+
+def held(fn: Callable[[], Tensor]) -> int:
+    """All bytes that autograd holds after ``fn``, those of parameters included."""
+    ledger = rad.measure.saved_bytes(fn)
+    return ledger.total + ledger.parameters
 
 
 def assert_unbiased(draws: Tensor, exact: Tensor, jump: Tensor | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sketches import SKETCHES, assert_unbiased, normal, seeded
+from sketches import SKETCHES, assert_unbiased, held, normal, seeded
 from torch import Tensor, nn
 
 import rad
 from rad.functional import conv, conv2d
+from rad.measure import peak_bytes
 
 EXACT = {name: make(1) for name, make in SKETCHES.items()} | {"exact": rad.Exact()}
 BUDGETED = {name: make(0.4) for name, make in SKETCHES.items()}
@@ -174,11 +174,6 @@ def test_gradcheck(case):
     assert torch.autograd.gradcheck(case.ours, case.inputs(torch.float64))
 
 
-def held(fn: Callable[[], Tensor]) -> int:
-    ledger = rad.measure.saved_bytes(fn)
-    return ledger.total + ledger.parameters
-
-
 @every_sketch
 @pytest.mark.parametrize("name", ["plain", "single image", "same"])
 def test_needed_gradients_decide_what_is_kept(name, sketch):
@@ -273,26 +268,13 @@ def test_gradients_that_are_not_finite_stay_where_they_are():
     assert grad[0, 0, 1:, 1:].isinf().any()
 
 
-def peak(fn: Callable[[], Any]) -> int:
-    """Most bytes that PyTorch's allocator held at once while ``fn`` ran, beyond those before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = fn()
-    now = most = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    del result
-    return most
-
-
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("n", "c", "o", "size"), [(32, 16, 32, 32), (1, 3, 64, 128), (32, 3, 64, 32)])
 def test_sampled_gradient_needs_less_memory_than_a_dense_input(n, c, o, size):
     x, weight = normal(n, c, size, size), normal(o, c, 5, 5).requires_grad_()
     out = conv2d(x, weight, None, 1, 2, 1, 1, rad.Sample(0.1), seeded(0))
     grad_out = normal(*out.shape)
-    assert 0 < peak(lambda: torch.autograd.grad(out, weight, grad_out)) < x.nbytes
+    assert 0 < peak_bytes(lambda: torch.autograd.grad(out, weight, grad_out)) < x.nbytes
 
 
 @pytest.mark.parametrize("sketch", [rad.Sample(0.1, per="element"), rad.Project(0.1), rad.Rounding(0.1)], ids=str)
@@ -300,11 +282,11 @@ def test_one_dense_input_at_a_time(sketch):
     x, weight = normal(32, 16, 32, 32).requires_grad_(), normal(8, 16, 5, 5).requires_grad_()
     out = conv2d(x, weight, None, 1, 2, 1, 1, sketch, seeded(0))
     grad_out = normal(*out.shape)
-    ours = peak(lambda: torch.autograd.grad(out, [x, weight], grad_out))
+    ours = peak_bytes(lambda: torch.autograd.grad(out, [x, weight], grad_out))
     # PyTorch's routines have copies of their own, whatever calls them. They hold the gradient of the input while that
     # of the weight is formed; here the dense estimate takes its place, and the two never meet.
     stock = F.conv2d(x, weight, None, 1, 2)
-    assert ours < peak(lambda: torch.autograd.grad(stock, [x, weight], grad_out)) + 0.3 * x.nbytes
+    assert ours < peak_bytes(lambda: torch.autograd.grad(stock, [x, weight], grad_out)) + 0.3 * x.nbytes
 
 
 @pytest.mark.parametrize(

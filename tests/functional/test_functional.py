@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sketches import SKETCHES, assert_unbiased, normal, seeded
+from sketches import SKETCHES, assert_unbiased, held, normal, seeded
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -118,11 +118,6 @@ def test_weight_gradient_is_unbiased(sketch):
 def test_gradcheck(case, lead):
     inputs = case.inputs(lead, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *t: case.ours(*t, sketch=rad.Exact()), inputs)
-
-
-def held(fn: Callable[[], Tensor]) -> int:
-    ledger = rad.measure.saved_bytes(fn)
-    return ledger.total + ledger.parameters
 
 
 @every_linear

@@ -94,11 +94,6 @@ def test_gradcheck(ours, stock):
     assert torch.autograd.gradcheck(lambda x: ours(x, 3, 2, 1), x)
 
 
-def held(out: Tensor) -> int:
-    ledger = rad.measure.saved_bytes(lambda: out)
-    return ledger.total + ledger.parameters
-
-
 @pytest.mark.parametrize(
     ("kernel", "bits"), [(1, 1), ((1, 2), 1), (2, 2), ((2, 3), 3), (3, 4), (4, 4), (5, 5), (16, 8), (17, 9)]
 )

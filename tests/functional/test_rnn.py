@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketches import SKETCHES, assert_unbiased, normal, seeded
+from sketches import SKETCHES, assert_unbiased, held, normal, seeded
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import rad
 from rad.functional import rnn
+from rad.measure import peak_bytes
 
 module = importlib.import_module("rad.functional.rnn")  # its name is the function's in the package
 
@@ -191,11 +190,6 @@ def test_gradcheck(three_steps, nonlinearity, bias, shape):
     assert torch.autograd.gradcheck(lambda *t: rnn(*t, nonlinearity, rad.Exact()), inputs)
 
 
-def held(fn: Callable[[], Tensor]) -> int:
-    ledger = rad.measure.saved_bytes(fn)
-    return ledger.total + ledger.parameters
-
-
 @both
 @every_sketch
 def test_needed_gradients_decide_what_is_kept(sketch, nonlinearity):
@@ -235,18 +229,6 @@ def test_a_floor_of_the_budget_is_reported():
         rnn(*Sizes(d=2).inputs(), "relu", rad.Project(0.3))
 
 
-def peak(fn: Callable[[], object]) -> int:
-    """The most bytes that PyTorch holds while ``fn`` runs, beyond those held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        fn()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in events:
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 @every_sketch
 def test_no_more_than_a_chunk_is_dense(sketch, monkeypatch):
     shape = Sizes(T=256, n=32, d=3, h=32)
@@ -268,8 +250,8 @@ def test_no_more_than_a_chunk_is_dense(sketch, monkeypatch):
     saved = held(lambda: rnn(*inputs, "relu", tight, sequence=False)[1])
     overhead = 6 * chunk  # sampling without replacement takes two for its random keys
     assert saved < 0.5 * dense
-    assert peak(forward) <= saved + overhead
-    assert peak(backward) <= overhead
+    assert peak_bytes(forward) <= saved + overhead
+    assert peak_bytes(backward) <= overhead
 
 
 @both
