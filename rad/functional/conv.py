@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from rad.functional.autocast import autocast
 from rad.functional.geometry import Extent, Pair, pair, stand_in
 from rad.sketch import Compressed, Sketch, kernels, load, save
+from rad.sketch.rounding import compute_dtype
 
 __all__ = ["conv2d"]
 
@@ -168,7 +169,7 @@ def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geomet
     positions = min(k, max(room, 1))
     images = max(room // positions, 1)
     # Sums of many chunks, so not in half precision.
-    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=_sum_dtype(values.dtype))
+    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=compute_dtype(values.dtype))
     for places, part in zip(index.split(positions), values.split(positions, 2), strict=True):
         met = _outputs_met(places, grad_out.shape[2:], to)
         for kept, grads in zip(part.split(images), rows.split(images), strict=True):
@@ -204,7 +205,3 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
         return out
     picked = rows.index_select(2, index.clamp(min=0).view(-1)).view(b, o, q, j)
     return picked.masked_fill_(index < 0, 0).permute(1, 2, 0, 3).contiguous()
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

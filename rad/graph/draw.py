@@ -68,10 +68,7 @@ def draw(graph: Graph, kept: Graph | None = None, axes: Axes | None = None, labe
 
 def _layered(graph: Graph) -> np.ndarray:
     """Places ``[V, 2]``: columns by longest path from the inputs, rows in the order of the neighbours' mean."""
-    x = np.zeros(graph.vertices)
-    for s, t in zip(graph.source.tolist(), graph.target.tolist(), strict=True):
-        x[t] = max(x[t], x[s] + 1)
-    y = np.zeros(graph.vertices)
+    x, y = graph.levels(), np.zeros(graph.vertices)
     columns = [np.flatnonzero(x == column) for column in range(int(x.max(initial=0)) + 1)]
     for column in columns:
         y[column] = np.linspace(0, 1, len(column) + 2)[1:-1]

@@ -125,6 +125,13 @@ class Graph:
         """Whether a path leads from an input to each vertex, bool ``[V]``."""
         return _reached(self.source, self.target, self.inputs, self.vertices)
 
+    def levels(self) -> np.ndarray:
+        """Edges on the longest path that leads to each vertex, int64 ``[V]``."""
+        level = np.zeros(self.vertices, np.int64)
+        for s, t in zip(self.source.tolist(), self.target.tolist(), strict=True):
+            level[t] = max(level[t], level[s] + 1)
+        return level
+
     def count_paths(self) -> int:
         """Number of paths from inputs to outputs, without walking them."""
         counts = [0] * self.vertices

@@ -29,9 +29,7 @@ def chain(graph: Graph) -> list[Tensor]:
         Float64 matrices ``[d_{l+1}, d_l]`` from the inputs on; the first has ``d_0 = I`` columns, the last has ``O``
         rows.
     """
-    level = np.zeros(graph.vertices, np.int64)
-    for s, t in zip(graph.source.tolist(), graph.target.tolist(), strict=True):
-        level[t] = max(level[t], level[s] + 1)
+    level = graph.levels()
     depth = int(level.max(initial=0))
     last = np.full(graph.vertices, -1)  # distance of the last vertex that needs this one
     np.maximum.at(last, graph.source, level[graph.target])

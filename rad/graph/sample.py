@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rad.graph.graph import Graph
-from rad.sketch.random import Stream
+from rad.sketch.random import Stream, bounded
 
 __all__ = ["sample_paths"]
 
@@ -38,9 +38,8 @@ def sample_paths(graph: Graph, edges: int, generator: torch.Generator | None = N
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     degree = np.diff(graph.start)
     crowded = np.flatnonzero(degree > edges)
-    words = Stream(seed, torch.device("cpu")).words(len(crowded) * int(edges)).numpy().reshape(-1, int(edges))
-    # The upper half of a word brought into [0, degree), uniform up to a relative degree/2^32.
-    drawn = ((words >> 32 & 0xFFFFFFFF) * degree[crowded, None] >> 32) + graph.start[crowded, None]
+    words = Stream(seed, torch.device("cpu")).words(len(crowded) * int(edges)).view(-1, int(edges))
+    drawn = bounded(words, torch.from_numpy(degree[crowded, None])).numpy() + graph.start[crowded, None]
     counts = np.ones(graph.edges)
     counts[np.repeat(degree > edges, degree)] = 0
     counts += np.bincount(drawn.ravel(), minlength=graph.edges)

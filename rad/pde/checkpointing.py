@@ -84,12 +84,10 @@ class _Checkpointed(torch.autograd.Function):
         march = March(problem, theta)
         places = first_snapshots(len(march.chunks), snapshots) if ctx.needs_input_grad[0] else []
         fields, loss, kept = march.room(), 0.0, []
-        fields[0] = march.start()
-        for chunk, (start, stop) in enumerate(march.chunks):
+        for chunk, (_, _, added) in enumerate(march.sweep(fields)):
+            loss += added
             if chunk in places:
                 kept.append(fields[0].clone())
-            loss += march.advance(fields, start, stop)
-            fields[0] = fields[stop - start]
         ctx.save_for_backward(theta, fields[0].clone(), *kept)
         return theta.new_tensor(loss)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -97,8 +97,25 @@ class March:
 
     def room(self) -> Tensor:
         """Zeros for the fields of one chunk and the one after it, ``[m + 1, nx · w]``; to be used again for each."""
-        field = self.start()
-        return field.new_zeros(self.chunks[0][1] + 1, len(field))
+        return self.theta.new_zeros(self.chunks[0][1] + 1, self.problem.nx * (self.problem.ny - 1))
+
+    def sweep(self, fields: Tensor) -> Iterator[tuple[int, int, float]]:
+        """Takes all steps from the initial field, chunk by chunk.
+
+        Args:
+            fields: A ``room()``; holds the field before the chunk at hand and those after each of its steps, and in the
+                end the last field in the first place.
+
+        Yields:
+            First step of a chunk, the step after its last, and what it adds to the loss.
+
+        Raises:
+            FloatingPointError: If the field is no longer finite.
+        """
+        fields[0] = self.start()
+        for start, stop in self.chunks:
+            yield start, stop, self.advance(fields, start, stop)
+            fields[0] = fields[stop - start]
 
     def advance(self, fields: Tensor, start: int, stop: int) -> float:
         """Takes the steps ``start`` to ``stop − 1``.

@@ -48,15 +48,12 @@ class _Simulate(torch.autograd.Function):
         ctx.problem, ctx.sketch = problem, sketch
         march = March(problem, theta)
         fields, loss, kept = march.room(), 0.0, []
-        fields[0] = march.start()
-        for start, stop in march.chunks:
-            m = stop - start
-            loss += march.advance(fields, start, stop)
+        for start, stop, added in march.sweep(fields):
+            loss += added
             if ctx.needs_input_grad[0]:
                 # One row for each time step: a stack, so that each has a draw of its own.
-                rows = march.interior(fields[:m]).clone(memory_format=torch.contiguous_format)
-                kept.append(sketch.compress(rows.view(m, 1, problem.interior), generator))
-            fields[0] = fields[m]
+                rows = march.interior(fields[: stop - start]).clone(memory_format=torch.contiguous_format)
+                kept.append(sketch.compress(rows.view(stop - start, 1, problem.interior), generator))
         save(ctx, theta, fields[0].clone(), *kept)
         return theta.new_tensor(loss)
 

@@ -49,17 +49,14 @@ def trajectory(theta: Tensor, problem: Problem, steps: Sequence[int]) -> Traject
     if chosen != sorted(set(chosen)) or not all(0 <= step < problem.steps for step in chosen):
         raise ValueError(f"steps must ascend within [0, {problem.steps}), got {chosen}")
     march = March(problem, theta)
-    room, shown = march.room(), []
-    room[0] = march.start()
-    for start, stop in march.chunks:
-        march.advance(room, start, stop)
-        shown += [room[step - start + 1].clone() for step in chosen if start <= step < stop]
-        room[0] = room[stop - start]
+    fields, shown = march.room(), []
+    for start, stop, _ in march.sweep(fields):
+        shown += [fields[step - start + 1].clone() for step in chosen if start <= step < stop]
     target = march.wanted[chosen] @ march.scheme.target_modes
     control = march.amplitudes[chosen] @ march.scheme.modes / problem.dt
     times = torch.tensor(chosen, dtype=theta.dtype, device=theta.device) * problem.dt
-    fields = (torch.stack(shown), march.embed(target), march.embed(control))
-    return Trajectory(times, *(_whole(f, problem) for f in fields))
+    flat = (torch.stack(shown), march.embed(target), march.embed(control))
+    return Trajectory(times, *(_whole(f, problem) for f in flat))
 
 
 def _whole(flat: Tensor, problem: Problem) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rad.sketch import kernels
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "bounded"]
 
 _SPREAD = 0x2545F4914F6CDD1D  # any odd number of some size that the hash does not use itself
 
@@ -52,7 +52,7 @@ class Stream:
             out = torch.empty(shape, dtype=torch.int64, device=self.device)
             kernels.integers(self._advance(count), bound, out.numpy().reshape(-1))
             return out
-        return ((self.words(count) >> 32 & 0xFFFFFFFF) * bound >> 32).view(shape)
+        return bounded(self.words(count), bound).view(shape)
 
     def uniform(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Multiples of 2^-23, uniform in [0, 1): the sum of two is exact in float32."""
@@ -79,6 +79,11 @@ class Stream:
         start = self._counter
         self._counter = _signed(start + count)
         return start
+
+
+def bounded(words: Tensor, bound: int | Tensor) -> Tensor:
+    """Words brought into [0, bound) by their upper halves; ``bound`` broadcasts against them."""
+    return (words >> 32 & 0xFFFFFFFF) * bound >> 32
 
 
 def _signed(value: int) -> int:

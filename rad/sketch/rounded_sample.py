@@ -10,7 +10,7 @@ from torch import Tensor
 from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.random import Stream
-from rad.sketch.rounding import RANGE_BYTES, bernoulli, compute_dtype, stored_range
+from rad.sketch.rounding import RANGE_BYTES, bernoulli, check_group, compute_dtype, stored_range
 
 __all__ = ["RoundedSample"]
 
@@ -40,8 +40,7 @@ class RoundedSample(Sketch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
-            raise ValueError(f"group must be a positive whole number of elements, got {self.group!r}")
+        check_group(self.group)
 
     def rank(self, stack: torch.Size, itemsize: int, bits: int) -> int:
         """How many features of each row can be kept in ``bits`` bits; 0 if there is no room for one."""

@@ -14,7 +14,7 @@ from rad.sketch.base import Compressed, Sketch, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack, unpack_planes
 from rad.sketch.random import Stream
 
-__all__ = ["RANGE_BYTES", "Rounding", "bernoulli", "compute_dtype", "stored_range"]
+__all__ = ["RANGE_BYTES", "Rounding", "bernoulli", "check_group", "compute_dtype", "stored_range"]
 
 _RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
 RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
@@ -50,8 +50,7 @@ class Rounding(Sketch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
-            raise ValueError(f"group must be a positive whole number of elements, got {self.group!r}")
+        check_group(self.group)
 
     def bits(self, count: int, itemsize: int) -> int:
         """Bits per element for ``count`` elements of ``itemsize`` bytes each."""
@@ -86,6 +85,16 @@ class Rounding(Sketch):
 def _group_size(count: int, limit: int) -> int:
     """Elements to a group: the largest divisor of ``count`` in (limit/2, limit], or ``limit`` if there is none."""
     return next((size for size in range(limit, limit // 2, -1) if count % size == 0), limit)
+
+
+def check_group(group: int) -> None:
+    """Refuses a number of elements that cannot share a range.
+
+    Raises:
+        ValueError: If it is not a whole number of at least 1.
+    """
+    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
+        raise ValueError(f"group must be a positive whole number of elements, got {group!r}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
