@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.records import INTERVAL, METRICS, SEPARATOR, Runs, curve_statistics, union
+from experiments.tables import markdown
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 METHOD_STYLE = {
@@ -145,8 +146,7 @@ def table_markdown(table: pd.DataFrame, runs: Runs, command: str) -> str:
         "",
     ]
     cells = [_table_row(row, several=table[["experiment", "data"]].nunique().max() > 1) for _, row in table.iterrows()]
-    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
-    return "\n".join(header + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
+    return "\n".join([*header, markdown(cells)]) + "\n"
 
 
 def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
         "commit": row["commits"],
         "notes": row["notes"],
     }
-    return {name: text.replace("|", "\\|") for name, text in cells.items()}
+    return cells
 
 
 def _plus_minus(mean: float, half: float, form: str) -> str:

@@ -45,6 +45,7 @@ class _Setting:
     data: Dataset
     batch: Batch
     exact: dict[str, Tensor]
+    exact_saved_bytes: int
 
 
 class GradientNoiseStudy(Study):
@@ -106,11 +107,6 @@ def _with_budget(estimator: DictConfig, budget: float) -> Method:
     return make(estimator)
 
 
-def _random_batch(data: Dataset, size: int, numbers: torch.Generator) -> Batch:
-    chosen = torch.randint(len(data.x_train), (size,), generator=numbers).to(data.x_train.device)
-    return data.inputs(data.x_train[chosen]), data.y_train[chosen]
-
-
 def _setting(config: DictConfig, sets: dict[str, Dataset], net: str, phase: str) -> _Setting:
     settings, data = config.nets[net], sets[net]
     torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
@@ -119,14 +115,15 @@ def _setting(config: DictConfig, sets: dict[str, Dataset], net: str, phase: str)
     if phase == "trained":
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
         for _ in range(config.iterations):
-            x, y = _random_batch(data, settings.batch_size, numbers)
+            x, y = data.draw(settings.batch_size, numbers)
             optimizer.zero_grad()
             data.loss(model(x), y).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         model.zero_grad()
-    x, y = batch = _random_batch(data, settings.batch_size, numbers)
-    return _Setting(model, data, batch, gradients(model, lambda: data.loss(model(x), y)))
+    x, y = batch = data.draw(settings.batch_size, numbers)
+    exact = gradients(model, lambda: data.loss(model(x), y))
+    return _Setting(model, data, batch, exact, measured(Exact("exact"), model, batch, data.loss))
 
 
 def _case(
@@ -145,7 +142,7 @@ def _case(
 
     def loss() -> Tensor:
         # A smaller batch is random by its examples, a sketch by its draw for the batch at hand.
-        x, y = _random_batch(at.data, size, numbers) if isinstance(method, SmallBatch) else batch
+        x, y = at.data.draw(size, numbers) if isinstance(method, SmallBatch) else batch
         return at.data.loss(model(x), y)
 
     exact = None if isinstance(method, SmallBatch) else at.exact
@@ -159,7 +156,7 @@ def _case(
         "budget": budget,
         "batch_size": size,
         "saved_bytes": measured(method, at.model, batch, at.data.loss),
-        "exact_saved_bytes": measured(Exact("exact"), at.model, at.batch, at.data.loss),
+        "exact_saved_bytes": at.exact_saved_bytes,
         "gradient2": sum(g.double().square().sum().item() for g in at.exact.values()),
         "variance": noise.total.variance,
         "variance_error": noise.total.variance_error,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import rad
@@ -43,13 +43,13 @@ class GraphDepth(Study):
 
     def validate(self, config: DictConfig) -> None:
         for name in ("width", "edges", "draws", "net.width", "net.draws", "net.batch_size"):
-            whole(name, _at(config, name))
+            whole(name, OmegaConf.select(config, name))
         if config.edges >= config.width:
             raise UserError(
                 f"edges must be less than width, {config.width}, got {config.edges}; else nothing is random"
             )
         for name in ("depths", "net.depths"):
-            depths = list(_at(config, name))
+            depths = list(OmegaConf.select(config, name))
             if len(depths) < 2:
                 raise UserError(f"{name} must list at least two depths to fit a growth, got {depths}")
             for depth in depths:
@@ -190,12 +190,7 @@ def _net(config: DictConfig, data: Dataset, how: str, depth: int, numbers: torch
 def _on_net(config: DictConfig, data: Dataset, how: str, depth: int) -> Record:
     numbers, batches = generator(config.seed, f"{how} {depth}"), generator(config.seed, "batches")
     net = _net(config, data, how, depth, numbers)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(data.x_train), (config.net.batch_size,), generator=batches)
-        return data.inputs(data.x_train[chosen]), data.y_train[chosen]
-
-    x, y = batch()
+    x, y = data.draw(config.net.batch_size, batches)
     plain = _net(config, data, "exact", depth, numbers)
     exact = gradients(plain, lambda: F.cross_entropy(plain(x), y))
     named = dict(zip((name for name, _ in net.named_parameters()), exact.values(), strict=True))
@@ -206,7 +201,7 @@ def _on_net(config: DictConfig, data: Dataset, how: str, depth: int) -> Record:
     optimizer = torch.optim.Adam(net.parameters(), lr=config.net.lr)
     losses = []
     for _ in range(config.iterations):
-        x, y = batch()
+        x, y = data.draw(config.net.batch_size, batches)
         loss = F.cross_entropy(net(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -317,9 +312,3 @@ def _fig1() -> Figure:
         whole_graph.set_title(f"linearized graph of Fig. 1: {graph.count_paths()} paths")
         sampled.set_title("a sample: one outgoing edge of each vertex")
     return figure
-
-
-def _at(config: DictConfig, name: str) -> object:
-    for part in name.split("."):
-        config = config[part]
-    return config

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["now", "session"]
+__all__ = ["commit_name", "describe", "now", "session"]
 
 
 def session(device: torch.device) -> dict[str, Any]:
@@ -24,6 +24,19 @@ def session(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def commit_name(session: dict[str, Any]) -> str:
+    """The commit of a session, in short, and whether the tree was changed."""
+    return (session["commit"] or "unknown")[:10] + (" with changes" if session["dirty"] else "")
+
+
+def describe(session: dict[str, Any]) -> str:
+    """A session in a line for the head of a table."""
+    return (
+        f"{session['cpu']}, device {session['device']}, {session['threads']} thread(s), torch {session['torch']}, "
+        f"commit {commit_name(session)}, {session['started'][:10]}"
+    )
 
 
 def now() -> str:

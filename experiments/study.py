@@ -169,15 +169,22 @@ def whole(name: str, value: Any, least: int = 1) -> None:
         raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def build(config: DictConfig) -> tuple[Task, Record]:
+def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
     """The task of a validated config, and all its meta data.
+
+    Args:
+        config: As composed by Hydra.
+        **parts: Of the task, made already, where the kind of study takes them.
+
+    Returns:
+        A ``Task`` of the study's own type, and what ``meta.json`` will say of it.
 
     Raises:
         UserError: If a part cannot be made as configured.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    task, meta = make(config.study).build(config)
+    task, meta = make(config.study).build(config, **parts)
     return task, {
         "experiment": experiment_name(),
         "method": config.method.name,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-__all__ = ["command", "markdown", "provenance_lines"]
+from experiments.provenance import commit_name
+
+__all__ = ["command", "markdown", "prepare", "provenance_lines", "publish"]
 
 _PASSING = ("runs=", "run_dir=", "threads=", "device=", "data.root=")
 
@@ -19,18 +23,35 @@ def command() -> str:
     return shlex.join(["python", "run.py", *overrides])
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows with the same columns as a table, its header from the first."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+def markdown(rows: Sequence[dict[str, str]], right: bool = False) -> str:
+    """Rows with the same columns as a table; with ``right``, all columns but the first are set to the right."""
+    rule = ["---", *["--:" if right else "---"] * (len(rows[0]) - 1)]
+    lines = [list(rows[0]), rule, *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def prepare(path: Path | None) -> None:
+    """Makes sure that a script's file can be written, before it starts to work.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def publish(text: str, path: Path | None) -> None:
+    """Prints what a script has found; writes it with the command to a file, if one is given."""
+    print(text)
+    if path is not None:
+        path.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}", encoding="utf-8")
 
 
 def provenance_lines(meta: dict[str, Any]) -> list[str]:
     """Data, seed, commits and hardware of a run, as a list."""
     sessions = meta["sessions"]
-    commits = "; ".join(
-        dict.fromkeys((s["commit"] or "unknown")[:10] + (" with changes" if s["dirty"] else "") for s in sessions)
-    )
+    commits = "; ".join(dict.fromkeys(map(commit_name, sessions)))
     hardware = "; ".join(dict.fromkeys(f"{s['cpu']}, {s['device']}, {s['threads']} thread(s)" for s in sessions))
     return [
         f"- Data: {meta['data']}; seed {meta['seed']}",

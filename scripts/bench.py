@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from experiments import provenance
 from experiments.errors import UserError
-from experiments.study import make, validate
+from experiments.study import build, make, validate
+from experiments.tables import prepare, publish
 from experiments.training import Training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -41,15 +42,12 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
             kind = validate(config)
             if not isinstance(kind, Training):
                 raise UserError(f"only training is timed here, got {type(kind).__name__}; choose another experiment")
-            if config.threads is not None:
-                torch.set_num_threads(config.threads)
             data = data or make(config.data)
-            trainer, meta = kind.build(config, data)
+            trainer, meta = build(config, data=data)
             x, y = trainer.batch()
             timer = Timer("trainer.step(x, y)", globals=locals(), num_threads=torch.get_num_threads())
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
-            common = {"method": method, "budget": config.budget, "device": x.device}
-            rows.append({**common, **meta, "timer": timer, "seconds": []})
+            rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
     gc.freeze()  # as in training
     for _ in tqdm(range(rounds), disable=None, unit="round"):
         for row in rows:
@@ -96,24 +94,15 @@ def main() -> None:
     if args.threads is not None:
         overrides.append(f"threads={args.threads}")
     try:
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.touch()
+        prepare(args.out)
         rows = measure(methods, overrides, args.rounds, args.steps)
     except (UserError, HydraException, OSError) as error:
         sys.exit(f"error: {error}")
-    where = provenance.session(rows[0]["device"])
     header = (
         f"{rows[0]['model']} on {rows[0]['data']}, budget {rows[0]['budget']}; medians and quartiles of {args.rounds} "
-        f"interleaved rounds of {args.steps} steps; {where['cpu']}, device {where['device']}, "
-        f"{where['threads']} thread(s), "
-        f"torch {where['torch']}, commit {(where['commit'] or 'unknown')[:10]}"
-        f"{' with changes' if where['dirty'] else ''}, {where['started'][:10]}"
+        f"interleaved rounds of {args.steps} steps; {provenance.describe(provenance.session(rows[0]['device']))}"
     )
-    text = f"{header}\n\n{table(rows)}\n"
-    print(text)
-    if args.out:
-        args.out.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}")
+    publish(f"{header}\n\n{table(rows)}\n", args.out)
 
 
 if __name__ == "__main__":

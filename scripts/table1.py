@@ -29,6 +29,7 @@ from experiments import provenance
 from experiments.errors import UserError
 from experiments.methods import Method
 from experiments.study import make
+from experiments.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -138,16 +139,25 @@ def rows(net: Net, method: str) -> Iterator[tuple[str, float | None, Measured]]:
             yield label, fraction, fresh.submit(measure, net.model, net.inputs, chosen, fraction or 1.0).result()
 
 
-def cells(net: Net, label: str, fraction: float | None, found: Measured) -> list[str]:
+def cells(net: Net, label: str, fraction: float | None, found: Measured) -> dict[str, str]:
     """One line of the table."""
     total = found.saved + found.weights
-    peaks = [_mb(found.allocated), "not known" if found.resident is None else _mb(found.resident)]
-    if fraction is None:
-        return [net.title, label, "", "", _mb(total), "", "", *peaks]
-    formula, explained = net.formula(fraction), net.explained(fraction)
-    left = (total - formula - explained) / formula
-    paper = f"{net.paper[FRACTIONS.index(fraction)]:.2f}"
-    return [net.title, label, paper, _mb(formula), _mb(total), f"{explained / 1e6:+.3f}", f"{left:+.1%}", *peaks]
+    paper = formula = explained = left = ""
+    if fraction is not None:
+        expected, more = net.formula(fraction), net.explained(fraction)
+        paper, formula = f"{net.paper[FRACTIONS.index(fraction)]:.2f}", _mb(expected)
+        explained, left = f"{more / 1e6:+.3f}", f"{(total - expected - more) / expected:+.1%}"
+    return {
+        "net": net.title,
+        "fraction": label,
+        "paper": paper,
+        "formula": formula,
+        "measured": _mb(total),
+        "explained": explained,
+        "left": left,
+        "peak, allocator": _mb(found.allocated),
+        "peak, process": "not known" if found.resident is None else _mb(found.resident),
+    }
 
 
 def _mb(count: float) -> str:
@@ -163,36 +173,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_intermixed_args()
     nets = [net for net in NETS if args.net in (None, net.model)]
-    titles = [
-        "net",
-        "fraction",
-        "paper",
-        "formula",
-        "measured",
-        "explained",
-        "left",
-        "peak, allocator",
-        "peak, process",
-    ]
-    lines = [titles, ["---", *["--:"] * (len(titles) - 1)]]
+    table = []
     try:
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.touch()
+        prepare(args.out)
         with tqdm(total=len(nets) * (len(FRACTIONS) + 2), disable=None, unit="row") as progress:
             for net in nets:
                 for row in rows(net, args.method):
-                    lines.append(cells(net, *row))
+                    table.append(cells(net, *row))
                     progress.update()
     except (UserError, HydraException, OSError) as error:
         sys.exit(f"error: {error}")
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    where = provenance.session(torch.device("cpu"))
+    torch.set_num_threads(1)  # as in the processes that measured
     text = f"""\
-Bytes in MB (10⁶), batch {BATCH}, {args.method}; {where["cpu"]}, device cpu, 1 thread, torch {where["torch"]}, commit \
-{(where["commit"] or "unknown")[:10]}{" with changes" if where["dirty"] else ""}, {where["started"][:10]}
+Bytes in MB (10⁶), batch {BATCH}, {args.method}; \
+{provenance.describe(provenance.session(torch.device("cpu")))}
 
-{table}
+{markdown(table, right=True)}
 
 * paper: its Table 1; formula: what gives the paper's figures within 0.01 MB. Gradients are in neither.
 * measured: what autograd holds for backward (kept input features, masks, logits, targets, seeds), plus weights.
@@ -202,9 +198,7 @@ Bytes in MB (10⁶), batch {BATCH}, {args.method}; {where["cpu"]}, device cpu, 1
 * peak, allocator: the most that PyTorch held at once in a forward and backward pass, gradients of the weights and
   passing activations included, weights and input batch not. peak, process: growth of a fresh process's resident memory.
 """
-    print(text)
-    if args.out:
-        args.out.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}")
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Dataset:
         arrays = {name: getattr(self, name).to(device) for name in ARRAYS}
         return replace(self, **arrays, inputs=copy.deepcopy(self.inputs).to(device))
 
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A minibatch drawn with replacement, without augmentation: inputs of a model and targets."""
+        chosen = torch.randint(len(self.x_train), (size,), generator=generator).to(self.x_train.device)
+        return self.inputs(self.x_train[chosen]), self.y_train[chosen]
+
     def bootstrap(self, generator: torch.Generator) -> Dataset:
         """A training set of the same size, drawn with replacement; the test set stays."""
         chosen = torch.randint(len(self.x_train), (len(self.x_train),), generator=generator).to(self.x_train.device)
