@@ -24,12 +24,13 @@ METHOD_STYLE = {
     "checkpoint": ("checkpointing", "#999999"),
     "small_batch": ("smaller batch", "#E69F00"),
     "rad_same": ("RAD, same sample", "#56B4E9"),
+    "rad_even": ("RAD, evenly spaced sample", "#332288"),
     "rad_diff": ("RAD, different sample", "#0072B2"),
     "rad_proj": ("RAD, projection", "#D55E00"),
     "rad_round": ("RAD, rounding", "#009E73"),
     "rad_mixed": ("RAD, sampling and rounding", "#CC79A7"),
 }
-_OTHER_COLOURS = ["#CC79A7", "#882255", "#999933", "#332288", "#661100", "#6699CC"]
+_OTHER_COLOURS = ["#CC79A7", "#882255", "#999933", "#661100", "#6699CC"]
 _DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (8, 3))]
 _LABELS = {"train_loss": "training loss", "test_loss": "test loss", "test_accuracy": "test accuracy (%)"}
 _FEW_POINTS = 12

@@ -18,7 +18,17 @@ from experiments.errors import UserError
 
 GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]
-METHODS = ["exact", "checkpoint", "small_batch", "rad_same", "rad_diff", "rad_proj", "rad_round"]
+METHODS = [
+    "exact",
+    "checkpoint",
+    "small_batch",
+    "rad_same",
+    "rad_even",
+    "rad_diff",
+    "rad_proj",
+    "rad_round",
+    "rad_mixed",
+]
 BUDGET_FREE = ["exact", "checkpoint"]
 SEPARATOR = "; "
 INTERVAL = "95 % Student-t interval of the mean over seeds"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch._C._profiler import _ExtraFields_Allocation
 from torch.profiler import ProfilerActivity, profile
 
 __all__ = ["peak_bytes", "peak_resident"]
@@ -39,10 +40,15 @@ def peak_bytes(fn: Callable[[], object], device: torch.device | str = "cpu") -> 
     # On the CPU PyTorch counts nothing itself, but its profiler sees every allocation and every release.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         result = fn()
-    events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]  # pyright: ignore
+    events = list(_allocations(watch.profiler.kineto_results.experimental_event_tree()))  # pyright: ignore
+    sizes: dict[int, int] = {}  # by address: the profiler may also report the release of what it saw in an earlier run
     held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()  # pyright: ignore
+    for event in sorted(events, key=lambda e: e.start_time_ns):
+        block = event.extra_fields
+        held -= sizes.pop(block.ptr, 0)
+        if block.alloc_size > 0:
+            sizes[block.ptr] = block.alloc_size
+            held += block.alloc_size
         most = max(most, held)
     del result
     return most
@@ -64,6 +70,13 @@ def peak_resident(fn: Callable[[], object]) -> int:
     before = _mark()
     fn()
     return _mark() - before
+
+
+def _allocations(events: list) -> Iterator:
+    for event in events:
+        if isinstance(event.extra_fields, _ExtraFields_Allocation):
+            yield event
+        yield from _allocations(event.children)
 
 
 def _mark() -> int:

@@ -11,6 +11,7 @@ from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.random import Stream
 from rad.sketch.rounding import RANGE_BYTES, bernoulli, check_group, compute_dtype, stored_range
+from rad.sketch.sample import systematic
 
 __all__ = ["RoundedSample"]
 
@@ -76,7 +77,7 @@ class RoundedSample(Sketch):
         k, bits = self.split(x)
         shared = self._sharing(k)
         kept = x.to(compute_dtype(x.dtype))
-        kept = kept.gather(2, self._indices(x.shape, k, stream)).view(-1, k) if k < d else kept.reshape(-1, d)
+        kept = kept.gather(2, systematic(d, k, (m, n), stream)).view(-1, k) if k < d else kept.reshape(-1, d)
         low, step = self._ranges(x, k, bits)
         # Any two sums of a number for a group and one for a place in it are independent: see ``Rounding``.
         by_group = _by_rows(stream.uniform((len(low),), kept.dtype), shared, m * n)
@@ -95,7 +96,7 @@ class RoundedSample(Sketch):
         values = levels.mul_(step).add_(low).mul_(d / k).view(m, n, k)
         if k == d:
             return values.to(compressed.dtype)
-        index = self._indices(compressed.stack, k, compressed.stream())
+        index = systematic(d, k, (m, n), compressed.stream())
         return values.new_zeros(m, n, d).scatter_(2, index, values).to(compressed.dtype)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
@@ -103,13 +104,6 @@ class RoundedSample(Sketch):
         ranges = (_by_rows(t.double(), self._sharing(k), m * n) for t in self._ranges(x, k, bits))
         rounding = bernoulli(x.reshape(-1, d).to(compute_dtype(x.dtype)), *ranges).sum(1).view(m, n)
         return (d / k - 1) * incoherent(x, grad_out) + d / k * (rounding * grad_out.square().sum(2)).sum()
-
-    def _indices(self, stack: torch.Size, k: int, stream: Stream) -> Tensor:
-        """One feature in each of ``k`` strata of ``d/k`` features, at the same place in all (systematic sampling)."""
-        m, n, d = stack
-        # In steps of 1/k of a feature, d of them to a stratum: each feature has the probability k/d, none comes twice.
-        start = stream.integers(d, (m, n, 1))
-        return (torch.arange(k, device=start.device) * d + start) // k
 
     def _ranges(self, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
         """Stored lowest values and steps of all groups."""

@@ -42,6 +42,17 @@ def test_what_was_there_before_counts_neither_while_held_nor_when_freed():
     assert peak_bytes(lambda: None) == 0
 
 
+def test_what_an_earlier_measurement_left_is_not_taken_off():
+    held = []
+    assert peak_bytes(lambda: held.append(zeros(4))) == 4 * MEGABYTE
+
+    def swap():
+        held.clear()
+        return zeros(1), zeros(2)
+
+    assert peak_bytes(swap) == 3 * MEGABYTE
+
+
 def test_unknown_device_is_refused():
     with pytest.raises(ValueError, match="cpu and cuda, got meta"):
         peak_bytes(lambda: None, "meta")

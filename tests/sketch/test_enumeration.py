@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations, product
+from itertools import product
 
 import pytest
 import torch
@@ -32,19 +32,16 @@ def enumerate_draws(monkeypatch, sketch, x, method, outcomes, estimate=None):
     return torch.stack(estimates)
 
 
-def ranks(draws, d):
-    """Independent orders of ``d`` features, one after the other."""
-    return [sum(orders, ()) for orders in product(permutations(range(d)), repeat=draws)]
-
-
 @pytest.mark.parametrize(
     ("sketch", "method", "outcomes"),
     [
         pytest.param(rad.Project(0.67), "signs", product((-1, 1), repeat=3 * 2), id="project"),
         pytest.param(rad.Sample(0.67), "integers", product(range(3), repeat=2), id="sample-batch"),
         pytest.param(rad.Sample(0.67, "element"), "integers", product(range(3), repeat=2 * 2), id="sample-element"),
-        pytest.param(rad.Sample(0.67, "batch", False), "words", ranks(1, 3), id="sample-batch-without"),
-        pytest.param(rad.Sample(0.67, "element", False), "words", ranks(2, 3), id="sample-element-without"),
+        pytest.param(rad.Sample(0.67, "batch", False), "integers", product(range(3)), id="sample-batch-without"),
+        pytest.param(
+            rad.Sample(0.67, "element", False), "integers", product(range(3), repeat=2), id="sample-element-without"
+        ),
     ],
 )
 def test_every_draw_of_a_matrix(monkeypatch, sketch, method, outcomes):
