@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -98,7 +97,6 @@ class Control:
 
     def run(self, record: Callable[[Record], None], save: Callable[[Record], None]) -> None:
         """Goes on to the last iteration; every forward pass gives the exact loss and hence a record."""
-        gc.freeze()
         with tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it") as progress:
             while True:
                 state, last = self.state(), self.iteration == self.iterations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,8 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
         run.append(entry)
         tracker.log(entry)
 
+    # What exists by now stays; the garbage collector need not look through it again and again.
+    gc.freeze()
     try:
         task.run(record, run.save_checkpoint)
     except BaseException as error:
@@ -284,6 +287,8 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
                 f"{run.path} cannot be written any more ({error}); the same command goes on later"
             ) from error
         raise
+    finally:
+        gc.unfreeze()
     step_ms = 1000 * task.seconds / task.iterations
     run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
     tracker.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,8 +94,6 @@ class Trainer:
         Raises:
             UserError: If a loss is no longer finite.
         """
-        # What exists by now stays; the garbage collector need not look through it again and again.
-        gc.freeze()
         if not self.restored:
             self._evaluate(record, save, batch_loss=None)
         total, steps = torch.zeros((), device=self.device), 0

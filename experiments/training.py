@@ -67,6 +67,7 @@ class Training(Study):
         meta = {
             "model": type(model).__name__.lower(),
             "data": data.name,
+            "examples": len(data.x_train),
             "batch_size": batch_size,
             "saved_bytes": measured(method, model, _head(data, batch_size), data.loss),
             "exact_saved_bytes": exact_saved_bytes,
