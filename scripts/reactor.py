@@ -1,0 +1,111 @@
+"""Figures and table of runs of the reactor: loss curves, field and control, what a gradient costs.
+
+Time and variance of a gradient are measured here, on one thread, when nothing else should run.
+
+    python scripts/reactor.py runs/reactor --out results/reactor
+    python scripts/reactor.py runs/reactor --out results/reactor --gif      # field and target over time, moving
+    python scripts/reactor.py --cost --out results/reactor                  # against grid and number of steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from experiments import provenance
+from experiments.errors import UserError
+from experiments.figures import save
+from experiments.reactor import found
+from experiments.reactor_figures import animate, control_figure, curves_figure
+from experiments.reactor_results import cost_table, gradient_costs, reactor_markdown, reactor_table
+from experiments.records import Runs, load_runs
+from experiments.rundir import RunDir
+from experiments.study import make
+from experiments.tables import markdown
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+COSTS = {"exact": "exact", "checkpointing": "checkpoint", "evenly spaced, 0.01": "rad_even"}
+SIZES = [(17, 4096), (33, 4096), (65, 4096), (129, 4096), (33, 10240), (33, 40960), (33, 163840)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and writes what it asks for."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders to search for them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--target", type=float, default=0.0025, help="loss to count iterations to (default %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="gradients to time of each (default %(default)s)")
+    parser.add_argument("--draws", type=int, default=20, help="gradients for a variance (default %(default)s)")
+    parser.add_argument("--gif", action="store_true", help="write an animation as well")
+    parser.add_argument("--cost", action="store_true", help="measure against grid and steps, without runs")
+    args = parser.parse_args(arguments)
+    if bool(args.runs) == args.cost:
+        parser.error("give either runs or --cost")
+    if args.rounds < 1 or args.draws < 3:
+        parser.error("--rounds must be at least 1 and --draws at least 3")
+    command = shlex.join(["python", "scripts/reactor.py", *arguments])
+    torch.set_num_threads(1)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.cost:
+            text = _cost(args.rounds, command)
+            (args.out / "cost.md").write_text(text, encoding="utf-8")
+        else:
+            text = summarize(
+                _one_problem(load_runs(args.runs)), args.out, args.target, args.rounds, args.draws, command
+            )
+            if args.gif:
+                print(animate(*_best(load_runs(args.runs)), args.out / "control.gif"))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(text)
+
+
+def summarize(runs: Runs, out: Path, target: float, rounds: int, draws: int, command: str) -> str:
+    """Writes figures, table.csv and table.md; returns the latter's text."""
+    save(curves_figure(runs.curves), out / "curves")
+    save(control_figure(*_best(runs)), out / "control")
+    table, costs = reactor_table(runs, target), gradient_costs(runs, rounds, draws)
+    table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
+    head = [f"- Gradients: {_here()}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
+    text = reactor_markdown(table, costs, runs, target, head)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _one_problem(runs: Runs) -> Runs:
+    studies = list(runs.studies())
+    names = [f"{experiment} on {data}" for experiment, data, _ in studies]
+    if len(studies) != 1 or not names[0].startswith("reactor on "):
+        raise UserError(f"the runs must be of experiment=reactor on one grid, got {', '.join(names)}")
+    return studies[0][2]
+
+
+def _best(runs: Runs) -> tuple:
+    """Control and problem of an exact run, or of the first there is."""
+    order = runs.runs.assign(other=runs.runs["method"] != "exact").sort_values(["other", "seed"])
+    return found(RunDir(Path(order["run"].iloc[0])))
+
+
+def _cost(rounds: int, command: str) -> str:
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        configs = {name: compose("config", ["budget=0.01", f"method={method}"]) for name, method in COSTS.items()}
+    methods = {name: make(config.method) for name, config in configs.items()}
+    table = markdown(cost_table(SIZES, methods, rounds), right=True)
+    return f"# Cost of one gradient\n\n- {_here()}; medians of {rounds}\n- Command: `{command}`\n\n{table}\n"
+
+
+def _here() -> str:
+    return provenance.describe(provenance.session(torch.device("cpu")))
+
+
+if __name__ == "__main__":
+    main()
