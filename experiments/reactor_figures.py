@@ -20,6 +20,7 @@ from rad.pde import Problem, Trajectory, trajectory
 __all__ = ["animate", "control_figure", "curves_figure", "run_figure"]
 
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "magma"
+_FRACTIONS = {"rad_same": "plasma", "rad_even": "viridis"}
 _SHOWN = 6
 
 
@@ -40,7 +41,7 @@ def control_figure(theta: Tensor, problem: Problem) -> Figure:
     with style():
         figure = Figure(figsize=(10.5, 7.4), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(3, 1.1))
-        shown = trajectory(theta, problem, _spread(problem, _SHOWN))
+        shown = trajectory(theta, problem, _spread(problem, 2 * _SHOWN + 1)[1::2])  # its ends are periods of the target
         _draw_fields(above, shown)
         _draw_control(below.subplots(1, 2), theta, problem)
     return figure
@@ -81,14 +82,15 @@ def animate(theta: Tensor, problem: Problem, path: Path, frames: int = 80) -> Pa
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame) -> None:
     statistics = curve_statistics(curves, "train_loss")
-    sampled = sorted(statistics["budget"][statistics["method"] == "rad_same"].dropna().unique(), reverse=True)
     for (method, budget), part in statistics.groupby(["method", "budget"], dropna=False, sort=False):
         label, colour = method_style(method)
-        if method == "rad_same":  # the paper's: one colour for each fraction
-            colour = mpl.colormaps["plasma"](0.85 * sampled.index(budget) / max(1, len(sampled) - 1))
+        if method in _FRACTIONS:  # one colour for each fraction
+            budgets = sorted(statistics["budget"][statistics["method"] == method].unique(), reverse=True)
+            colour = mpl.colormaps[_FRACTIONS[method]](0.85 * budgets.index(budget) / max(1, len(budgets) - 1))
         label += "" if math.isnan(budget) else f", {budget:g}"
         # What has exact gradients lies below, wide, and the dashes of another on top of it let it show through.
-        look = {"linewidth": 3.0 if method == "exact" else 1.2, "linestyle": "--" if method == "checkpoint" else "-"}
+        dash = {"checkpoint": "--", "rad_even": (0, (4, 1.5))}.get(method, "-")
+        look = {"linewidth": 3.0 if method == "exact" else 1.2, "linestyle": dash}
         axes.plot(part["iteration"], part["mean"], color=colour, label=label, zorder=2 + (method != "exact"), **look)
         axes.fill_between(part["iteration"], part["low"], part["high"], color=colour, alpha=0.18, lw=0)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log")
@@ -123,7 +125,8 @@ def _draw_control(panels: list[Axes], theta: Tensor, problem: Problem) -> None:
     control.figure.colorbar(image, ax=control)
     parameters.bar(range(len(theta)), theta.tolist(), color=method_style("exact")[1])
     parameters.set(xlabel="j", title="parameters θⱼ", xticks=range(len(theta)))
-    parameters.bar_label(parameters.containers[0], fmt="%.3f", fontsize=7)
+    parameters.bar_label(parameters.containers[0], fmt="%.3f", fontsize=7, padding=2)
+    parameters.margins(y=0.15)
 
 
 def _picture(axes: Axes, values: Tensor, low: float, high: float, colours: str) -> mpl.image.AxesImage:
