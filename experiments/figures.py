@@ -146,8 +146,13 @@ def table_markdown(table: pd.DataFrame, runs: Runs, command: str) -> str:
         f"- Command: `{command}`",
         "",
     ]
-    cells = [_table_row(row, several=table[["experiment", "data"]].nunique().max() > 1) for _, row in table.iterrows()]
-    return "\n".join([*header, markdown(cells)]) + "\n"
+    return "\n".join([*header, markdown(summary_cells(table))]) + "\n"
+
+
+def summary_cells(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Rows of `summary_table` as texts."""
+    several = table[["experiment", "data"]].nunique().max() > 1
+    return [_table_row(row, several) for _, row in table.iterrows()]
 
 
 def _table_row(row: pd.Series, several: bool) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -28,7 +28,7 @@ from experiments.tables import command, markdown, provenance_lines
 from rad.measure import gradient_noise, gradients
 from rad.sketch import check_budget
 
-__all__ = ["GradientNoiseStudy"]
+__all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "ratio"]
 
 PHASES = ("initial", "trained")
 PAPER = ("rad_same", "rad_diff", "rad_proj")
@@ -191,20 +191,35 @@ def _best(part: pd.DataFrame, limit: float) -> pd.Series:
     return allowed.loc[allowed["added"].idxmin()]
 
 
+def ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
+    """Added variance of one row over another's, and half of its 95 % interval (to first order)."""
+    quotient = a["added"] / b["added"]
+    return quotient, 1.96 * abs(quotient) * math.hypot(a["added_error"] / a["added"], b["added_error"] / b["added"])
+
+
+def at_equal_bytes(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
+    """Net, phase, the paper's best estimator at the budget compared, and the best of all at its bytes.
+
+    Args:
+        frame: Records with their added variance, as the study writes them to ``noise.csv``.
+    """
+    for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
+        paper = part[(part["budget"] == BUDGET) & part["estimator"].isin(PAPER)]
+        best = _best(paper, paper["saved_bytes"].max())
+        yield str(net), str(phase), best, _best(part, TOLERANCE * best["saved_bytes"])
+
+
 def _ratio(a: pd.Series, b: pd.Series) -> str:
-    ratio = a["added"] / b["added"]
-    spread = 1.96 * abs(ratio) * math.hypot(a["added_error"] / a["added"], b["added_error"] / b["added"])
-    return f"{ratio:.3g} ± {spread:.1g}"
+    quotient, half = ratio(a, b)
+    return f"{quotient:.3g} ± {half:.1g}"
 
 
 def _report(frame: pd.DataFrame, meta: Record) -> str:
     equal, small, everything = [], [], []
-    for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
+    for net, phase, best, winner in at_equal_bytes(frame):
+        part = frame[(frame["net"] == net) & (frame["phase"] == phase)]
         at = part[part["budget"] == BUDGET].set_index("estimator", drop=False)
-        paper = at.loc[[m for m in PAPER if m in at.index]]
-        best = _best(paper, paper["saved_bytes"].max())
-        winner = _best(part, TOLERANCE * best["saved_bytes"])
-        first = {"net": str(net), "weights": str(phase)}
+        first = {"net": net, "weights": phase}
         equal.append(
             {
                 **first,
@@ -217,7 +232,7 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
         batch = at.loc["small_batch"]
         cells = {**first, "smaller batch": f"{batch['batch_size']} of {batch['full_batch']}: {batch['added']:.3g}"}
         cells["closed form"] = f"{batch['full_batch'] / batch['batch_size'] - 1:.3g}"
-        for name in [*paper.index, "rad_round"]:
+        for name in [*(m for m in PAPER if m in at.index), "rad_round"]:
             cells[f"{method_style(name)[0]} ÷ smaller batch"] = _ratio(at.loc[name], batch)
         small.append(cells)
         for name, rows in part.groupby("estimator", sort=False):

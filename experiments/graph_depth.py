@@ -27,7 +27,7 @@ from experiments.tables import command, markdown, provenance_lines
 from rad.graph import Graph, chain, draw, inject, injected_product, linearize, sample_paths
 from rad.measure import gradient_noise, gradients
 
-__all__ = ["GraphDepth"]
+__all__ = ["GraphDepth", "exponents"]
 
 # What is sampled, and whether its relative variance should grow with depth.
 GRAPHS = {
@@ -229,18 +229,35 @@ def _rate(depth: pd.Series, variance: pd.Series, error: pd.Series) -> tuple[floa
     return float((weight * centred * np.log1p(variance)).sum() / spread), float(spread**-0.5)
 
 
-def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
+def exponents(graphs: pd.DataFrame) -> pd.DataFrame:
+    """Growth of the variance of each family of graphs.
+
+    Args:
+        graphs: Records of graphs, as the study writes them.
+
+    Returns:
+        Columns family, predicted and fitted (slope of log(1 + variance) against depth), error (standard, of fitted)
+        and ratio (fitted over predicted; NaN where nothing is predicted to grow).
+    """
     rows = []
     for family, part in graphs.groupby("family", sort=False):
-        rate, error = _rate(part["depth"], part["variance"], part["variance_error"])
+        fitted, error = _rate(part["depth"], part["variance"], part["variance_error"])
         predicted, _ = _rate(part["depth"], part["predicted"], 1 + part["predicted"])
-        last = part.iloc[-1]
+        ratio = fitted / predicted if predicted > 1e-9 else math.nan
+        rows.append({"family": family, "predicted": predicted, "fitted": fitted, "error": error, "ratio": ratio})
+    return pd.DataFrame(rows)
+
+
+def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
+    rows = []
+    for row in exponents(graphs).itertuples():
+        last = graphs[graphs["family"] == row.family].iloc[-1]
         rows.append(
             {
-                "graph, estimator": family,
-                "growth exponent a layer, predicted": f"{predicted:.3f}",
-                "fitted": f"{rate:.3f} ± {1.96 * error:.3f}",
-                "fitted ÷ predicted": f"{rate / predicted:.3f}" if predicted > 1e-9 else "–",
+                "graph, estimator": str(row.family),
+                "growth exponent a layer, predicted": f"{row.predicted:.3f}",
+                "fitted": f"{row.fitted:.3f} ± {1.96 * row.error:.3f}",
+                "fitted ÷ predicted": "–" if math.isnan(row.ratio) else f"{row.ratio:.3f}",
                 f"relative variance at depth {last['depth']:.0f}, predicted": f"{last['predicted']:.3g}",
                 "measured": f"{last['variance']:.3g} ± {1.96 * last['variance_error']:.1g}",
             }

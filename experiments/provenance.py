@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["commit_name", "describe", "now", "session"]
+__all__ = ["commit", "commit_name", "describe", "now", "session"]
 
 
 def session(device: torch.device) -> dict[str, Any]:
     """Commit, time, versions and hardware of this process."""
     return {
-        **_commit(),
+        **commit(),
         "started": now(),
         "cpu": _cpu(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -44,7 +44,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """Commit of the project's checkout, and whether tracked files differ from it; ``None`` outside a checkout."""
     root = Path(__file__).parent.parent
 

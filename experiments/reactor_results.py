@@ -12,22 +12,46 @@ from pathlib import Path
 import pandas as pd
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from experiments.figures import method_style
+from experiments import provenance
+from experiments.figures import method_style, save
 from experiments.methods import Method
-from experiments.reactor import Simulation, simulation
+from experiments.reactor import Simulation, found, simulation
+from experiments.reactor_figures import control_figure, curves_figure
 from experiments.records import GROUP, Runs, mean_interval, union
 from experiments.rundir import RunDir
 from experiments.study import Record, make
 from experiments.tables import markdown
 from rad.measure import gradient_noise, saved_bytes
-from rad.pde import reactor
+from rad.pde import Problem, reactor
 
-__all__ = ["cost_table", "gradient_costs", "reactor_markdown", "reactor_table"]
+__all__ = [
+    "SHARE",
+    "cost_table",
+    "gradient_costs",
+    "here",
+    "publish_reactor",
+    "reactor_markdown",
+    "reactor_table",
+    "shown_control",
+]
 
 # Where the published implementation is compared with: near the steady state.
 THETA = (4.932, 0.05, -0.03, 0.02, 0.01, -0.02, 0.04)
 SHARE = 1.05  # of the exact final loss that the claim allows
+
+
+def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: int, command: str) -> str:
+    """Writes figures, table.csv and table.md; returns the latter's text."""
+    save(curves_figure(runs.curves), out / "curves")
+    save(control_figure(*shown_control(runs)), out / "control")
+    table, costs = reactor_table(runs, target), gradient_costs(runs, rounds, draws)
+    table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
+    head = [f"- Gradients: {here()}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
+    text = reactor_markdown(table, costs, runs, target, head)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def reactor_table(runs: Runs, target: float) -> pd.DataFrame:
@@ -95,6 +119,17 @@ def gradient_costs(runs: Runs, rounds: int, draws: int) -> pd.DataFrame:
         costs = {"seconds": took, "noise": noise, "noise_error": error}
         rows.append({"method": row.method, "budget": row.budget, **costs})
     return pd.DataFrame(rows)
+
+
+def shown_control(runs: Runs) -> tuple[Tensor, Problem]:
+    """Control and problem of an exact run, or of the first there is."""
+    order = runs.runs.assign(other=runs.runs["method"] != "exact").sort_values(["other", "seed"])
+    return found(RunDir(Path(order["run"].iloc[0])))
+
+
+def here() -> str:
+    """Hardware and commit of this process, in a line."""
+    return provenance.describe(provenance.session(torch.device("cpu")))
 
 
 def cost_table(sizes: Iterable[tuple[int, int]], methods: Mapping[str, Method], rounds: int) -> list[dict[str, str]]:

@@ -17,14 +17,10 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import provenance
 from experiments.errors import UserError
-from experiments.figures import save
-from experiments.reactor import found
-from experiments.reactor_figures import animate, control_figure, curves_figure
-from experiments.reactor_results import cost_table, gradient_costs, reactor_markdown, reactor_table
+from experiments.reactor_figures import animate
+from experiments.reactor_results import cost_table, here, publish_reactor, shown_control
 from experiments.records import Runs, load_runs
-from experiments.rundir import RunDir
 from experiments.study import make
 from experiments.tables import markdown
 
@@ -59,26 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
             text = _cost(args.rounds, command)
             (args.out / "cost.md").write_text(text, encoding="utf-8")
         else:
-            text = summarize(
-                _one_problem(load_runs(args.runs)), args.out, args.target, args.rounds, args.draws, command
-            )
+            runs = _one_problem(load_runs(args.runs))
+            text = publish_reactor(runs, args.out, args.target, args.rounds, args.draws, command)
             if args.gif:
-                print(animate(*_best(load_runs(args.runs)), args.out / "control.gif"))
+                print(animate(*shown_control(runs), args.out / "control.gif"))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text)
-
-
-def summarize(runs: Runs, out: Path, target: float, rounds: int, draws: int, command: str) -> str:
-    """Writes figures, table.csv and table.md; returns the latter's text."""
-    save(curves_figure(runs.curves), out / "curves")
-    save(control_figure(*_best(runs)), out / "control")
-    table, costs = reactor_table(runs, target), gradient_costs(runs, rounds, draws)
-    table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
-    head = [f"- Gradients: {_here()}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
-    text = reactor_markdown(table, costs, runs, target, head)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    return text
 
 
 def _one_problem(runs: Runs) -> Runs:
@@ -89,22 +72,12 @@ def _one_problem(runs: Runs) -> Runs:
     return studies[0][2]
 
 
-def _best(runs: Runs) -> tuple:
-    """Control and problem of an exact run, or of the first there is."""
-    order = runs.runs.assign(other=runs.runs["method"] != "exact").sort_values(["other", "seed"])
-    return found(RunDir(Path(order["run"].iloc[0])))
-
-
 def _cost(rounds: int, command: str) -> str:
     with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
         configs = {name: compose("config", ["budget=0.01", f"method={method}"]) for name, method in COSTS.items()}
     methods = {name: make(config.method) for name, config in configs.items()}
     table = markdown(cost_table(SIZES, methods, rounds), right=True)
-    return f"# Cost of one gradient\n\n- {_here()}; medians of {rounds}\n- Command: `{command}`\n\n{table}\n"
-
-
-def _here() -> str:
-    return provenance.describe(provenance.session(torch.device("cpu")))
+    return f"# Cost of one gradient\n\n- {here()}; medians of {rounds}\n- Command: `{command}`\n\n{table}\n"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -146,11 +147,11 @@ def rows(net: Net, method: str) -> Iterator[tuple[str, float | None, Measured]]:
 def cells(net: Net, label: str, fraction: float | None, found: Measured) -> dict[str, str]:
     """One line of the table."""
     total = found.saved + found.weights
-    paper = formula = explained = left = ""
+    paper = formula = explained = unexplained = ""
     if fraction is not None:
         expected, more = net.formula(fraction), net.explained(fraction)
         paper, formula = f"{net.paper[FRACTIONS.index(fraction)]:.2f}", _mb(expected)
-        explained, left = f"{more / 1e6:+.3f}", f"{(total - expected - more) / expected:+.1%}"
+        explained, unexplained = f"{more / 1e6:+.3f}", f"{left(net, fraction, found):+.1%}"
     return {
         "net": net.title,
         "fraction": label,
@@ -158,10 +159,16 @@ def cells(net: Net, label: str, fraction: float | None, found: Measured) -> dict
         "formula": formula,
         "measured": _mb(total),
         "explained": explained,
-        "left": left,
+        "left": unexplained,
         "peak, allocator": _mb(found.allocated),
         "peak, process": "not known" if found.resident is None else _mb(found.resident),
     }
+
+
+def left(net: Net, fraction: float, found: Measured) -> float:
+    """What neither formula nor explanation covers, relative to the formula."""
+    expected = net.formula(fraction)
+    return (found.saved + found.weights - expected - net.explained(fraction)) / expected
 
 
 def _mb(count: float) -> str:
@@ -174,16 +181,19 @@ def main() -> None:
     methods = sorted(path.stem for path in CONFIGS.glob("method/rad_*.yaml"))
     parser.add_argument("--method", choices=methods, default="rad_same", help="estimator (default %(default)s)")
     parser.add_argument("--net", choices=[net.model for net in NETS], help="only this one")
-    parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
+    parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well, with a .csv beside it")
     args = parser.parse_intermixed_args()
     nets = [net for net in NETS if args.net in (None, net.model)]
-    table = []
+    table, numbers = [], []
     try:
         prepare(args.out)
         with tqdm(total=len(nets) * (len(FRACTIONS) + 2), disable=None, unit="row") as progress:
             for net in nets:
                 for row in rows(net, args.method):
                     table.append(cells(net, *row))
+                    label, fraction, found = row
+                    more = {"left": left(net, fraction, found)} if fraction is not None else {}
+                    numbers.append({"net": net.title, "fraction": label, **asdict(found), **more})
                     progress.update()
     except (UserError, HydraException, OSError) as error:
         sys.exit(f"error: {error}")
@@ -204,6 +214,8 @@ Bytes in MB (10⁶), batch {BATCH}, {args.method}; \
   Part of both are the copies that the CPU's convolution routines make for themselves.
 """
     publish(text, args.out)
+    if args.out is not None:
+        pd.DataFrame(numbers).to_csv(args.out.with_suffix(".csv"), index=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""How much sooner each method reaches a training loss than another, with bootstrap intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments.figures import method_style
+from experiments.records import Runs
+
+__all__ = ["MEASURES", "Ratio", "ratio_of_means", "reached", "speed_table"]
+
+MEASURES = {"iterations": "iterations", "train_seconds": "seconds of training", "epochs": "epochs"}
+_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of means over seeds.
+
+    Attributes:
+        value: The ratio, or a bound of it.
+        low: Lower end of its 95 % bootstrap interval; NaN for a bound or a single seed.
+        high: Upper end.
+        n: Seeds that both have.
+        bound: ``""``, or ``">"`` or ``"<"`` where some run did not get there; ``"–"`` where nothing can be said.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    bound: str = ""
+
+    def __str__(self) -> str:
+        if self.bound == "–":
+            return "–"
+        spread = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.bound and self.bound + ' '}{self.value:.2f}{spread}"
+
+    def below(self, limit: float) -> bool:
+        """Whether it is clearly below a limit: by its interval, or by its bound."""
+        if self.bound == "<":
+            return self.value <= limit
+        return self.bound == "" and (self.high if not math.isnan(self.high) else self.value) < limit
+
+    def above(self, limit: float) -> bool:
+        """Whether it is clearly above a limit."""
+        if self.bound == ">":
+            return self.value >= limit
+        return self.bound == "" and (self.low if not math.isnan(self.low) else self.value) > limit
+
+
+def reached(runs: Runs, target: float) -> pd.DataFrame:
+    """One row for each run: what it took to the first evaluation whose training loss is at most ``target``.
+
+    Returns:
+        Columns method, seed, iterations, train_seconds, epochs (as recorded; NaN where the records do not say) and
+        met; of a run that did not get there, the values at its last evaluation.
+    """
+    rows = []
+    for _, curve in runs.curves.dropna(subset=["train_loss"]).groupby("run"):
+        curve = curve.sort_values("iteration")
+        met = curve[curve["train_loss"] <= target]
+        at = met.iloc[0] if len(met) else curve.iloc[-1]
+        epochs = at["iteration"] * at["batch_size"] / at["examples"] if at.get("examples", 0) > 0 else math.nan
+        rows.append(
+            {
+                "method": at["method"],
+                "seed": at["seed"],
+                "iterations": at["iteration"],
+                "train_seconds": at.get("train_seconds", math.nan),
+                "epochs": epochs,
+                "met": len(met) > 0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def ratio_of_means(table: pd.DataFrame, method: str, baseline: str, measure: str = "iterations") -> Ratio:
+    """Of two methods' means over the seeds that both have; seeds are resampled in pairs, for they share their data.
+
+    Args:
+        table: As from `reached`.
+        method: Above.
+        baseline: Below.
+        measure: A column.
+    """
+    above, below = (table[table["method"] == name].set_index("seed") for name in (method, baseline))
+    seeds = above.index.intersection(below.index)
+    above, below = above.loc[seeds], below.loc[seeds]
+    if seeds.empty or not np.isfinite(above[measure].sum() + below[measure].sum()):
+        return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
+    a, b = above[measure].to_numpy(float), below[measure].to_numpy(float)
+    if b.mean() == 0:
+        return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
+    value = float(a.mean() / b.mean())
+    # What a run took that did not get there is less than what it would have taken.
+    missed = not above["met"].all(), not below["met"].all()
+    if any(missed):
+        bound = "–" if all(missed) else ">" if missed[0] else "<"
+        return Ratio(value, math.nan, math.nan, len(seeds), bound)
+    if len(seeds) < 2:
+        return Ratio(value, math.nan, math.nan, len(seeds))
+    found = stats.bootstrap(
+        (a, b),
+        lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=_RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Ratio(value, float(found.low), float(found.high), len(seeds))
+
+
+def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[dict[str, str]]:
+    """One row for each method: what it takes to the target relative to each baseline, by each measure.
+
+    Args:
+        runs: Of one experiment at one budget.
+        target: Training loss.
+        baselines: Methods to compare with; those without runs are passed over.
+    """
+    table = reached(runs, target)
+    shares = runs.runs.assign(share=runs.runs["saved_bytes"] / runs.runs["exact_saved_bytes"])
+    rows = []
+    for method in dict.fromkeys(runs.runs["method"]):
+        mine = table[table["method"] == method]
+        got = int(mine["met"].sum())
+        row = {
+            "method": method_style(method)[0],
+            "bytes ÷ exact": f"{shares['share'][shares['method'] == method].mean():.3f}",
+            "n": str(len(mine)),
+            "iterations": f"{mine['iterations'].mean():,.0f}"
+            if got == len(mine)
+            else f"reached by {got} of {len(mine)}",
+        }
+        for baseline in baselines:
+            if baseline in set(table["method"]):
+                for measure, label in MEASURES.items():
+                    ratio = "1" if method == baseline else str(ratio_of_means(table, method, baseline, measure))
+                    row[f"{label} ÷ {method_style(baseline)[0]}"] = ratio
+        rows.append(row)
+    return rows

@@ -1,0 +1,180 @@
+"""What is to be run for a report, and what of it is there already."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.errors import UserError
+from experiments.rundir import RunDir
+from experiments.study import build, make, run_directory
+
+__all__ = ["Plan", "Planned", "Sweep", "make_plan", "measured_step"]
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = ROOT / "configs"
+_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One process to start.
+
+    Attributes:
+        name: What progress and errors call it.
+        command: Its arguments after ``python``.
+        path: The run directory, or the file that it makes.
+        seconds: That it takes, about, on one thread where the plan was timed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    path: Path
+    seconds: float
+
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.path.is_file() or RunDir(self.path).finished()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs of one command.
+
+    Attributes:
+        experiment: Its name.
+        command: As a user would type it.
+        fractions: Whether it belongs to the study of fractions.
+        runs: One for each combination.
+    """
+
+    experiment: str
+    command: str
+    fractions: bool
+    runs: tuple[Planned, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a report is made of.
+
+    Attributes:
+        scale: ``smoke``, ``laptop`` or ``paper``.
+        sweeps: In the order in which they are run.
+        scripts: Commands that are not runs: that of Table 1, or none.
+        targets: Training loss to count iterations to, by experiment.
+        step_ms: Of the machine where ``seconds`` were measured.
+        notes: What cannot be run as planned, a sentence each.
+    """
+
+    scale: str
+    sweeps: tuple[Sweep, ...]
+    scripts: tuple[Planned, ...]
+    targets: dict[str, float]
+    step_ms: float
+    notes: list[str] = field(default_factory=list)
+
+    def jobs(self) -> list[Planned]:
+        """All processes."""
+        return [run for sweep in self.sweeps for run in sweep.runs] + list(self.scripts)
+
+    def seconds(self, jobs: Sequence[Planned], step_ms: float, workers: int) -> float:
+        """How long some jobs take where an exact step takes ``step_ms``, so many at a time."""
+        return sum(job.seconds for job in jobs) * step_ms / self.step_ms / workers
+
+
+def make_plan(file: Path, scale: str, runs: Path) -> Plan:
+    """Reads a plan and looks for the data sets that it needs.
+
+    Args:
+        file: A yaml like ``plan.yaml``.
+        scale: One of those that it lists.
+        runs: Where run directories are or will be.
+
+    Raises:
+        UserError: If there is no such scale, a sweep is empty, or a config cannot be composed.
+    """
+    settings = OmegaConf.load(file)
+    assert isinstance(settings, DictConfig)
+    scales = [name for name, value in settings.items() if isinstance(value, DictConfig)]
+    if scale not in scales:
+        raise UserError(f"the scale must be one of {', '.join(map(str, scales))}, got {scale!r}")
+    sweeps, notes, missing = [], [], {}
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        for entry in settings[scale].sweeps:
+            for name in entry.get("needs", []):
+                if name not in missing:
+                    missing[name] = _missing(name)
+            absent = [name for name in entry.get("needs", []) if missing[name]]
+            sweep = " ".join(entry.sweep.split())
+            if absent and "otherwise" not in entry:
+                notes.append(f"`{sweep}` is left out, for want of {' and '.join(absent)}.")
+                continue
+            if absent:
+                notes.append(f"`{sweep}` is run with `{entry.otherwise}`, for want of {' and '.join(absent)}.")
+                sweep = f"{sweep} {entry.otherwise}"
+            sweeps.append(_sweep(sweep, entry.get("fractions", False), entry.seconds, runs))
+    notes += [f"{name}: {reason}" for name, reason in missing.items() if reason]
+    table = runs / "table1" / "table1.csv"
+    script = ("scripts/table1.py", "--out", str(table.with_suffix(".md")))
+    timed = settings[scale].get("table1")
+    scripts = (Planned("table1", script, table, timed.seconds),) if timed else ()
+    targets = {str(k): float(v) for k, v in settings[scale].targets.items()}
+    return Plan(scale, tuple(sweeps), scripts, targets, settings.step_ms, notes)
+
+
+def measured_step() -> float:
+    """Milliseconds of an exact step of the default run on one thread of this machine, median."""
+    threads = torch.get_num_threads()
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        config = compose("config", ["method=exact", "threads=1"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    try:
+        trainer, _ = build(config)
+        taken = []
+        for _ in range(_STEPS):
+            start = time.perf_counter()
+            trainer.step(*trainer.batch())
+            taken.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * statistics.median(taken)
+
+
+def _sweep(sweep: str, fractions: bool, seconds: float, runs: Path) -> Sweep:
+    try:
+        parsed = OverridesParser.create().parse_overrides(shlex.split(sweep))
+        combinations = [c for part in BasicSweeper.split_arguments(parsed, None) for c in part]
+        found = []
+        for overrides in combinations:
+            config = compose("config", [*overrides, f"runs={runs}"], return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            path = run_directory(config)
+            command = ("run.py", *overrides, f"runs={runs}", "threads=1")
+            found.append(Planned(f"{path.parent.name}/{path.name}", command, path, seconds))
+    except HydraException as error:
+        raise UserError(f"the plan's sweep `{sweep}` is not valid: {str(error).splitlines()[0]}") from error
+    if not found:
+        raise UserError(f"the plan's sweep `{sweep}` is empty; give every list at least one value")
+    return Sweep(found[0].path.parent.name, f"python run.py -m {sweep}", fractions, tuple(found))
+
+
+def _missing(name: str) -> str:
+    """Why a data set cannot be had; empty if it can."""
+    try:
+        make(compose("config", [f"data={name}"]).data)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,275 @@
+"""The report: claims with verdicts, ratios, figures and tables, as Markdown and as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import markdown as markdown_library
+import pandas as pd
+
+from experiments.errors import UserError
+from experiments.figures import convergence_figure, save, summary_cells
+from experiments.provenance import now
+from experiments.reactor_results import here, publish_reactor
+from experiments.records import SEPARATOR, Runs, load_runs, summary_table, union
+from experiments.reproduction.claims import Evidence, findings
+from experiments.reproduction.headline import speed_table
+from experiments.reproduction.plan import Plan, Sweep
+from experiments.reproduction.runner import Failure
+from experiments.rundir import RunDir
+from experiments.tables import markdown
+
+__all__ = ["write_report"]
+
+_TITLES = {
+    "mnist_mlp": "Fully connected net on MNIST",
+    "cifar_cnn": "Convolutional net on CIFAR-10",
+    "smnist_irnn": "Recurrent net on sequential MNIST",
+}
+_RULES = """\
+Verdicts follow fixed rules. A method is *faster* than another if the 95 % bootstrap interval over seeds of the ratio of
+their iterations lies below 1, or if the other never got there and its bound says so; *similar* means a ratio between
+0.8 and 1.25. A claim about several methods *holds in part* if it holds for some of them. Table 1 holds within 3 %, a
+growth exponent within 10 %, the reactor's final loss within 5 %. Of two or three seeds few resamples exist, so that
+intervals are narrow: take them as the spread of what was seen."""
+
+
+class _Report:
+    """Text and figures as they are made.
+
+    Args:
+        out: Folder of ``report.md`` and ``report.html``; all else goes into its folder ``report``.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.folder = out, out / "report"
+        self.parts: list[str] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def say(self, *lines: str) -> None:
+        self.parts += [*lines, ""]
+
+    def figure(self, path: Path, title: str) -> None:
+        self.say(f"![{title}]({path.relative_to(self.out)})")
+
+    def section(self, title: str, write: Callable[[], None]) -> None:
+        """A section that, if it cannot be made, says why; the rest of the report is made all the same."""
+        self.say(f"## {title}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                write()
+            except UserError as error:
+                self.say(f"**Not made: {error}.**")
+        for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+            self.say(f"*Warning: {text}.*")
+
+
+def write_report(plan: Plan, failures: Sequence[Failure], out: Path, command: str) -> Path:
+    """Writes ``report.md`` and ``report.html`` from whatever runs of the plan there are.
+
+    Args:
+        plan: What was to be run.
+        failures: What failed this time.
+        out: Folder; earlier reports in it are replaced.
+        command: That makes the report.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    report = _Report(out)
+    evidence = Evidence(plan.targets)
+    body = _Report(out)  # the evidence is gathered while the sections are made, and judged at the top
+    for experiment, title in _TITLES.items():
+        sweeps = [s for s in plan.sweeps if s.experiment == experiment]
+        if any(not s.fractions for s in sweeps):
+            body.section(title, lambda e=experiment, s=sweeps: _training(body, evidence, e, s))
+        if any(s.fractions for s in sweeps):
+            body.section(f"{title}: fractions", lambda e=experiment, s=sweeps: _fractions(body, evidence, e, s))
+    for experiment, title, write in (
+        ("reactor", "Control of a reactor", _reactor),
+        ("graph_depth", "Variance against depth", _depth),
+        ("gradient_noise", "Variance against bytes", _noise),
+    ):
+        sweeps = [s for s in plan.sweeps if s.experiment == experiment]
+        if sweeps:
+            body.section(title, lambda w=write, s=sweeps: w(body, evidence, s))
+    if plan.scripts:
+        body.section("Table 1: memory", lambda: _table1(body, evidence, plan))
+
+    report.say(f"# Reproduction of Randomized Automatic Differentiation, scale `{plan.scale}`")
+    for note in plan.notes:
+        report.say(f"> **{note}**")
+    if plan.scale == "smoke":
+        report.say("> **A trial of everything at its smallest size: the numbers mean nothing.**")
+    report.say(f"Made by `{command}`, {now()[:10]}, on {here()}. Data: {_data(plan)}.")
+    report.say("## Claims", "")
+    report.say(markdown(_claims(evidence)), "", _RULES)
+    report.say("## What was run", "")
+    report.say(markdown(_what_was_run(plan)), "")
+    for failure in failures:
+        report.say(f"* **{failure.job.name} failed**: {failure.reason} (all it printed: `{failure.log}`)")
+    text = "\n".join(report.parts + body.parts)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(_page(text, out), encoding="utf-8")
+    return page
+
+
+def _claims(evidence: Evidence) -> list[dict[str, str]]:
+    rows = []
+    for finding in findings(evidence):
+        commands = evidence.commands.get(finding.experiment, [])
+        rows.append(
+            {
+                "claim": finding.claim,
+                "the paper (or we) say": finding.statement,
+                "measured": finding.measured,
+                "n": finding.n,
+                "verdict": f"**{finding.verdict}**",
+                "command": "; ".join(f"`{c}`" for c in commands) or "–",
+            }
+        )
+    return rows
+
+
+def _what_was_run(plan: Plan) -> list[dict[str, str]]:
+    rows = []
+    for sweep in plan.sweeps:
+        done = sum(run.finished() for run in sweep.runs)
+        rows.append({"command": f"`{sweep.command}`", "runs": str(len(sweep.runs)), "finished": str(done)})
+    for script in plan.scripts:
+        command = f"`python {script.command[0]}`"
+        rows.append({"command": command, "runs": "1", "finished": str(int(script.finished()))})
+    return rows
+
+
+def _data(plan: Plan) -> str:
+    runs = [RunDir(run.path) for sweep in plan.sweeps for run in sweep.runs if run.finished()]
+    names = {name for run in runs for name in str(run.meta().get("data", "")).split(", ") if name}
+    return ", ".join(sorted(names)) or "none yet"
+
+
+def _load(sweeps: Sequence[Sweep]) -> Runs:
+    """Finished runs of some sweeps.
+
+    Raises:
+        UserError: If there are none.
+    """
+    paths = [run.path for sweep in sweeps for run in sweep.runs if run.finished()]
+    if not paths:
+        raise UserError(f"no run of `{sweeps[0].command}` has finished")
+    return load_runs(paths)
+
+
+def _training(report: _Report, evidence: Evidence, experiment: str, sweeps: list[Sweep]) -> None:
+    main = [s for s in sweeps if not s.fractions]
+    runs, target = _load(main), evidence.targets[experiment]
+    evidence.training[experiment] = runs
+    evidence.commands[experiment] = [s.command for s in main]
+    report.figure(save(convergence_figure(runs.curves), report.folder / experiment)[1], _TITLES[experiment])
+    report.say(
+        f"Iterations, seconds of training and epochs to a training loss of {target:g}, as ratios of means with 95 %"
+    )
+    report.say("bootstrap intervals over seeds; `>` and `<` are bounds, where some run did not get there.")
+    report.say(markdown(speed_table(runs, target, ("small_batch", "exact"))))
+    _summary(report, runs, target)
+
+
+def _fractions(report: _Report, evidence: Evidence, experiment: str, sweeps: list[Sweep]) -> None:
+    runs, target = _load(sweeps), evidence.targets[experiment]
+    chosen = {path.method for path in _load([s for s in sweeps if s.fractions]).runs.itertuples()}
+    kept = runs.runs[runs.runs["method"].isin(chosen | {"exact"})]
+    runs = Runs(kept, runs.curves[runs.curves["run"].isin(kept["run"])])
+    name = f"{experiment}_fractions"
+    report.figure(save(convergence_figure(runs.curves), report.folder / name)[1], f"{_TITLES[experiment]}: fractions")
+    _summary(report, runs, target)
+
+
+def _summary(report: _Report, runs: Runs, target: float) -> None:
+    report.say(markdown(summary_cells(summary_table(runs, target))))
+    mixed = " **Not all of them come from the same code.**" if SEPARATOR in union(runs.runs["commits"]) else ""
+    report.say(
+        f"Commit {union(runs.runs['commits'])}; {union(runs.runs['hardware'])}; {union(runs.runs['software'])}.{mixed} "
+        "± is half of a 95 % t interval over seeds."
+    )
+
+
+def _reactor(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
+    runs = _load(sweeps)
+    evidence.commands["reactor"] = [s.command for s in sweeps]
+    folder = report.folder / "reactor"
+    text = publish_reactor(runs, folder, evidence.targets["reactor"], 5, 20, "make reproduce")
+    evidence.reactor = pd.read_csv(folder / "table.csv")
+    report.figure(folder / "curves.png", "Loss over iterations")
+    report.figure(folder / "control.png", "Field, target and control found by exact gradients")
+    report.say(*text.splitlines()[2:])
+
+
+def _study(report: _Report, evidence: Evidence, sweeps: list[Sweep], names: Sequence[str]) -> RunDir:
+    """Copies what the only run of a study has drawn; returns the run."""
+    run = sweeps[0].runs[0]
+    if not run.finished():
+        raise UserError(f"`{sweeps[0].command}` has not finished")
+    evidence.commands[sweeps[0].experiment] = [s.command for s in sweeps]
+    for name in names:
+        if not (run.path / name).exists():
+            raise UserError(f"{run.path / name} is missing; run `{sweeps[0].command}` again")
+        shutil.copyfile(run.path / name, report.folder / name)
+    for name in names:
+        if name.endswith(".png"):
+            report.figure(report.folder / name, name.removesuffix(".png"))
+    report.say(*(run.path / "table.md").read_text(encoding="utf-8").replace("\n## ", "\n### ").splitlines()[2:])
+    return RunDir(run.path)
+
+
+def _depth(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
+    records = pd.DataFrame(_study(report, evidence, sweeps, ("depth.png", "fig1.png")).records())
+    evidence.graphs, evidence.nets = records[records["family"].notna()], records[records["how"].notna()]
+
+
+def _noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
+    evidence.noise = pd.read_csv(_study(report, evidence, sweeps, ("noise.png",)).path / "noise.csv")
+
+
+def _table1(report: _Report, evidence: Evidence, plan: Plan) -> None:
+    (script,) = plan.scripts
+    if not script.finished():
+        raise UserError(f"`python {script.command[0]}` has not finished")
+    evidence.table1 = pd.read_csv(script.path)
+    evidence.commands["table1"] = [f"python {script.command[0]}"]
+    report.say(*script.path.with_suffix(".md").read_text(encoding="utf-8").splitlines())
+
+
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+img { max-width: 100%; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+th, td { border-bottom: 1px solid #e4e4e4; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #888; } td code { font-size: 11px; overflow-wrap: anywhere; }
+blockquote { border-left: 4px solid #D55E00; margin: 1rem 0; padding: 0 1rem; }"""
+
+
+def _page(text: str, out: Path) -> str:
+    body = markdown_library.markdown(text, extensions=["tables", "sane_lists"])
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+
+    def inline(match: re.Match) -> str:
+        data = base64.b64encode((out / html.unescape(match[1])).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="([^":]+\.png)"', inline, body)
+    title = html.escape(text.splitlines()[0].lstrip("# ").replace("`", ""))
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )

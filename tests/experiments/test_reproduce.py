@@ -1,0 +1,238 @@
+"""The report: from a plan to verdicts, and what becomes of a run that fails, is missing or is interrupted."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.errors import UserError
+from experiments.records import Runs
+from experiments.reproduction import claims
+from experiments.reproduction.claims import Evidence, findings
+from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
+from experiments.reproduction.plan import make_plan
+
+ROOT = Path(__file__).parent.parent.parent
+PLAN = """
+step_ms: 5
+tiny:
+  targets: {mnist_mlp: 2.2, cifar_cnn: 1, smnist_irnn: 1, reactor: 1}
+  sweeps:
+    - sweep: >-
+        experiment=mnist_mlp scale=smoke batch_size=30 iterations=4 evaluate.train_every=2
+        seed=0,1 method=METHODS
+      seconds: 5
+      needs: [mnist]
+      otherwise: data=mnist5k
+    - {sweep: "experiment=cifar_cnn scale=smoke method=exact", seconds: 5, needs: [cifar10]}
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path, digits, monkeypatch):
+    """Starts scripts/reproduce.py on a tiny plan, in a process of its own."""
+    (digits / "cifar10.npz").unlink()
+    # As without a network: nothing can be downloaded from there.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+    def start(methods: str, *more: str) -> subprocess.Popen:
+        plan = tmp_path / "plan.yaml"
+        plan.write_text(PLAN.replace("METHODS", methods))
+        places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "scripts/reproduce.py", "--scale", "tiny", "--plan", str(plan), *places, *more]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True)
+
+    return start
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
+    process = reproduce("exact,small_batch,nonsense")
+    said = process.communicate()[0]
+    assert process.returncode != 0  # the plan names a method that there is not
+    assert "nonsense" in said
+    assert not (tmp_path / "out").exists()
+
+    foreign = tmp_path / "runs" / "mnist_mlp"
+    dry = reproduce("exact,small_batch", "--dry-run").communicate()[0]
+    assert "5 of 5" not in dry
+    assert "4 of 4 are missing" in dry
+    assert "is left out, for want of cifar10" in dry
+    assert re.search(r"About \d+ minutes", dry)
+    name = re.sub(r"\s+", "", "batch_size=30,evaluate.train_every=2,iterations=4,method=exact,scale=smoke,seed=1")
+    (foreign / name).mkdir(parents=True)
+    (foreign / name / "thesis.tex").write_text("of somebody else")
+
+    process = reproduce("exact,small_batch")
+    said = process.communicate()[0]
+    assert process.returncode != 0
+    assert "1 of 4 runs failed" in said
+    assert (foreign / name / "thesis.tex").read_text() == "of somebody else"
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "method=exact,scale=smoke,seed=1 failed" in report
+    assert "no run directory" in report
+    assert "is left out, for want of cifar10" in report
+    assert "| Fig. 5 (a), MLP |" in report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing that it needs lies elsewhere
+
+    (foreign / name / "thesis.tex").unlink()
+    said = reproduce("exact,small_batch").communicate()[0]
+    assert "1 of 4 are missing" in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "failed" not in report
+    assert re.search(r"method=exact,small_batch` \| 4 \| 4 \|", report)
+
+
+@pytest.mark.slow
+def test_an_interrupted_reproduction_goes_on(reproduce, tmp_path):
+    process = reproduce("exact,small_batch")
+    logs = tmp_path / "runs" / "logs"
+    while process.poll() is None and not any(logs.glob("*.log")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert "interrupted; the same command goes on where it was" in said
+    assert not (tmp_path / "out").exists()
+    assert "report:" in reproduce("exact,small_batch").communicate()[0]
+
+
+def test_plans_are_refused_with_a_reason(tmp_path, digits):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("METHODS", "exact"))
+    with pytest.raises(UserError, match="scale must be one of tiny, got 'huge'"):
+        make_plan(plan, "huge", tmp_path)
+    plan.write_text(PLAN.replace("METHODS", "exact,").replace("seed=0,1", "seed=[0"))
+    with pytest.raises(UserError, match="is not valid"):
+        make_plan(plan, "tiny", tmp_path)
+
+
+def test_the_projects_own_plan(tmp_path, digits):
+    file = ROOT / "experiments" / "reproduction" / "plan.yaml"
+    plans = {scale: make_plan(file, scale, tmp_path) for scale in ("smoke", "laptop", "paper")}
+    for plan in plans.values():
+        paths = [job.path for job in plan.jobs()]
+        assert len(set(paths)) == len(paths)
+        assert {s.experiment for s in plan.sweeps} >= set(plan.targets)
+    hours = {scale: plan.seconds(plan.jobs(), plan.step_ms, 2) / 3600 for scale, plan in plans.items()}
+    assert hours["smoke"] < 1 / 6
+    assert hours["laptop"] < 3
+
+
+def table(**iterations: tuple) -> pd.DataFrame:
+    """Iterations to a target by method, seeds in order; None where a run did not get there after 100."""
+    rows = [
+        {"method": method, "seed": seed, "iterations": n or 100, "met": n is not None}
+        for method, values in iterations.items()
+        for seed, n in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_ratio_of_means_and_its_interval():
+    found = table(a=(10, 20, 30), b=(20, 40, 60), c=(40, 40, 40))
+    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 3)  # seeds are resampled in pairs
+    ratio = ratio_of_means(found, "a", "c")
+    assert ratio.value == 0.5
+    assert 0.25 <= ratio.low < 0.5 < ratio.high <= 0.75
+    assert ratio.below(1)
+    assert not ratio.above(1)
+
+
+def test_a_run_that_did_not_get_there_gives_a_bound():
+    found = table(a=(10, None), b=(50, 50), c=(None, 50))
+    above, below, neither = (ratio_of_means(found, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c")))
+    assert (above.bound, above.value) == (">", 1.1)
+    assert above.above(1)
+    assert not above.below(2)
+    assert (below.bound, below.value) == ("<", 1 / 1.1)
+    assert below.below(1)
+    assert neither.bound == "–"
+    assert not neither.below(1)
+    assert not neither.above(1)
+    alone = ratio_of_means(table(a=(10,), b=(20,)), "a", "b")
+    assert math.isnan(alone.low)
+    assert alone.below(1)
+    assert ratio_of_means(table(a=(10,)), "a", "b").bound == "–"
+
+
+def training(**losses: list[tuple]) -> Runs:
+    """Runs with a training loss at iterations 0, 10, 20 …, one list of losses for each seed."""
+    rows, curves = [], []
+    for method, seeds in losses.items():
+        for seed, curve in enumerate(seeds):
+            size = 20 if method == "small_batch" else 150
+            run = {"run": f"{method}{seed}", "method": method, "seed": seed, "batch_size": size}
+            rows.append({**run, "saved_bytes": 10.0, "exact_saved_bytes": 100.0})
+            for step, loss in enumerate(curve):
+                times = {"iteration": 10 * step, "train_seconds": 1.0 * step, "examples": 3000.0}
+                curves.append({**rows[-1], **times, "train_loss": loss})
+    return Runs(pd.DataFrame(rows), pd.DataFrame(curves))
+
+
+RUNS = training(
+    exact=[(2, 1, 0.1), (2, 1, 0.1)],
+    small_batch=[(2, 2, 2, 2, 2, 2, 1), (2, 2, 2, 2, 2, 2, 1)],
+    rad_same=[(2, 2, 2, 2, 1), (2, 2, 2, 2, 1)],
+    rad_diff=[(2, 2, 1), (2, 2, 1)],
+    rad_proj=[(2, 2, 2, 2, 2), (2, 2, 2, 2, 2)],
+)
+
+
+def test_first_evaluation_below_the_target_counts():
+    found = reached(RUNS, 1.0).set_index(["method", "seed"])
+    assert found.loc[("rad_same", 0), ["iterations", "train_seconds", "epochs"]].tolist() == [40, 4, 2]
+    assert found.loc[("small_batch", 1), "epochs"] == pytest.approx(60 * 20 / 3000)
+    assert not found.loc[("rad_proj", 0), "met"]
+    rows = {row["method"]: row for row in speed_table(RUNS, 1.0, ("small_batch", "exact"))}
+    assert rows["RAD, different sample"]["iterations ÷ smaller batch"] == "0.33 (0.33 to 0.33)"
+    assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
+    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 4.00"
+    assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
+
+
+def verdicts(evidence: Evidence) -> dict[str, str]:
+    return {finding.claim: finding.verdict for finding in findings(evidence)}
+
+
+def test_verdicts_of_training():
+    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": RUNS}))
+    assert found["Fig. 5 (a), MLP"] == claims.IN_PART  # projection never gets there
+    assert found["Fig. 5 (b), MLP"] == claims.HOLDS
+    assert found["Fig. 5 (c), MLP"] == claims.HOLDS
+    assert found["Fig. 5 (a), CNN"] == claims.UNKNOWN
+    slow = training(**{**{m: [(2, 1)] for m in ("small_batch", "exact")}, "rad_same": [(2, 2, 1)]})
+    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": slow}))
+    assert found["Fig. 5 (a), MLP"] == claims.FAILS
+
+
+def test_verdicts_of_the_other_studies():
+    rows = [{"method": "rad_same", "of_exact": 1.06}, {"method": "rad_even", "of_exact": 1.0}]
+    rows = [{**row, "bytes_ratio": 0.01, "final": 1.0, "final_half": 0.1, "n": 3, "finished": True} for row in rows]
+    graphs = pd.DataFrame(
+        {
+            "family": ["grows"] * 3 + ["stays"] * 3,
+            "depth": [1.0, 2, 3] * 2,
+            "variance": [math.exp(1.0 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
+            "variance_error": [0.01] * 6,
+            "predicted": [math.exp(1.3 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
+        }
+    )
+    table1 = pd.DataFrame({"left": [0.01, -0.04]})
+    found = verdicts(Evidence({}, reactor=pd.DataFrame(rows), graphs=graphs, table1=table1))
+    assert found["Fig. 6"] == claims.FAILS
+    assert found["Fig. 6, evenly spaced sample (ours)"] == claims.HOLDS
+    assert found["§3.3, Fig. 2"] == claims.IN_PART  # the exponent is 0.77 of the predicted one
+    assert found["Table 1"] == claims.IN_PART
+    assert found["§7, rounding (ours)"] == claims.UNKNOWN
