@@ -4,11 +4,13 @@ BIN := .venv/bin
 ENV := .venv/.complete
 RUNS ?= runs
 OUT ?= results/plot
+SCALE ?= laptop
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(ENV) ## make .venv and install the project with everything for development
 
@@ -37,7 +39,10 @@ bench: $(ENV) ## step time and saved bytes of every method against exact
 plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
 	$(BIN)/python scripts/plot.py $(RUNS) --out $(OUT)
 
+reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes), laptop (3 hours) or paper (days)
+	$(BIN)/python scripts/reproduce.py --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS)
+
 clean: ## remove the environment; runs and results stay
 	rm -rf .venv
 
-.PHONY: help setup run test quick lint bench plot clean
+.PHONY: help setup run test quick lint bench plot reproduce clean
