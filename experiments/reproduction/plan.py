@@ -45,8 +45,11 @@ class Planned:
     seconds: float
 
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.path.is_file() or RunDir(self.path).finished()
+        """Whether there is nothing left to do. What is damaged is not finished: starting it says what is wrong."""
+        try:
+            return self.path.is_file() or RunDir(self.path).finished()
+        except UserError:
+            return False
 
 
 @dataclass(frozen=True)

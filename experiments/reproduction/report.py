@@ -65,7 +65,7 @@ class _Report:
             warnings.simplefilter("always", UserWarning)
             try:
                 write()
-            except UserError as error:
+            except (UserError, OSError, ValueError, KeyError) as error:  # the last two from files that are damaged
                 self.say(f"**Not made: {error}.**")
         for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
             self.say(f"*Warning: {text}.*")

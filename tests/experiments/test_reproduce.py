@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,15 +73,20 @@ def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
     name = re.sub(r"\s+", "", "batch_size=30,evaluate.train_every=2,iterations=4,method=exact,scale=smoke,seed=1")
     (foreign / name).mkdir(parents=True)
     (foreign / name / "thesis.tex").write_text("of somebody else")
+    damaged = foreign / name.replace("method=exact", "method=small_batch")
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text("half: [wri")
+    (damaged / "meta.json").write_text("{")
 
     process = reproduce("exact,small_batch")
     said = process.communicate()[0]
     assert process.returncode != 0
-    assert "1 of 4 runs failed" in said
+    assert "2 of 4 runs failed" in said
     assert (foreign / name / "thesis.tex").read_text() == "of somebody else"
     report = (tmp_path / "out" / "report.md").read_text()
     assert "method=exact,scale=smoke,seed=1 failed" in report
     assert "no run directory" in report
+    assert "method=small_batch,scale=smoke,seed=1 failed" in report
     assert "is left out, for want of cifar10" in report
     assert "| Fig. 5 (a), MLP |" in report
     page = (tmp_path / "out" / "report.html").read_text()
@@ -88,8 +94,9 @@ def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing that it needs lies elsewhere
 
     (foreign / name / "thesis.tex").unlink()
+    shutil.rmtree(damaged)
     said = reproduce("exact,small_batch").communicate()[0]
-    assert "1 of 4 are missing" in said
+    assert "2 of 4 are missing" in said
     report = (tmp_path / "out" / "report.md").read_text()
     assert "failed" not in report
     assert re.search(r"method=exact,small_batch` \| 4 \| 4 \|", report)
