@@ -54,7 +54,7 @@ def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     """Calls run.py with a command line; a run of a few seconds on the small data unless told otherwise."""
     threads = torch.get_num_threads()
 
-    def call(*args: str) -> None:
+    def call(*args: str, small: bool = True) -> None:
         given = {a.split("=", 1)[0] for a in args}
         common = {
             "data": "mnist",
@@ -63,6 +63,8 @@ def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
             "batch_size": "30",
             "threads": "1",
         }
+        if not small:  # an experiment without data
+            common = {key: common[key] for key in ("runs", "threads")}
         defaults = [f"{key}={value}" for key, value in common.items() if key not in given]
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["run.py", *args, *defaults])
