@@ -1,0 +1,103 @@
+"""Sweeps through submitit, whose local executor starts the same kind of job as SLURM's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from digits import CONFIGS
+from hydra import compose, initialize_config_dir
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+ROOT = Path(__file__).parent.parent.parent
+SWEEP = ["method=exact,rad_diff", "data=mnist", "batch_size=30", "evaluate.test_every=20", "threads=1"]
+CLOCKS = {"train_seconds"}
+
+
+def launch(runs: Path, digits: Path, *more: str) -> subprocess.Popen:
+    how = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+    command = [sys.executable, "run.py", "-m", *how, f"runs={runs}", *SWEEP, *more]
+    environment = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True)
+
+
+def records(runs: Path) -> dict[str, list[dict]]:
+    """Of each run by the method in its name, but for clocks."""
+    found = {}
+    for file in runs.rglob("metrics.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        method = next(part for part in file.parent.name.split(",") if part.startswith("method="))
+        found[method] = [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+    return found
+
+
+def kill_jobs(runs: Path) -> int:
+    """Kills every job of a sweep at once, as a node that fails does; returns how many processes there were."""
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode()
+        except OSError:
+            continue
+        if "submitit" in command and str(runs / ".submitit") in command:
+            os.kill(int(process.name), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_sweep_killed_midway_goes_on_and_finished_runs_are_skipped(tmp_path, digits):
+    runs, whole = tmp_path / "runs", tmp_path / "whole"
+    sweep = launch(runs, digits, "iterations=1500")
+    deadline = time.monotonic() + 120
+    while sum(map(len, records(runs).values())) < 10:
+        assert sweep.poll() is None, sweep.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sweep.kill()
+    assert kill_jobs(runs) > 0
+    sweep.communicate()
+    assert not all(lines[-1]["iteration"] == 1500 for lines in records(runs).values())
+
+    again = launch(runs, digits, "iterations=1500")
+    undisturbed = launch(whole, digits, "iterations=1500")
+    for process in (again, undisturbed):
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, said
+    assert records(runs) == records(whole)
+    assert set(records(runs)) == {"method=exact", "method=rad_diff"}
+
+    before = {file: file.stat().st_mtime_ns for file in runs.rglob("checkpoint.pt")}
+    process = launch(runs, digits, "iterations=1500")
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert {file: file.stat().st_mtime_ns for file in runs.rglob("checkpoint.pt")} == before
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_do_no_harm(tmp_path, digits):
+    both = [launch(tmp_path / "runs", digits, "iterations=300") for _ in range(2)]
+    alone = launch(tmp_path / "alone", digits, "iterations=300")
+    said = [process.communicate(timeout=240)[0] for process in (*both, alone)]
+    assert alone.returncode == 0, said[2]
+    assert records(tmp_path / "runs") == records(tmp_path / "alone")
+    outputs = "".join(file.read_text() for file in (tmp_path / "runs").rglob("*_log.out"))
+    assert any(text in outputs + said[0] + said[1] for text in ("another process works in", "is finished already"))
+
+
+def test_slurm_takes_our_settings():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=short"]
+        config = compose("config", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher.partition == "short"
+    assert launcher.submitit_folder == "runs/.submitit/%j"
+    # Every setting must be one that the plugin hands on: an unknown one would be refused only on the cluster.
+    assert set(launcher) - {"_target_"} <= set(SlurmQueueConf.__dataclass_fields__)
