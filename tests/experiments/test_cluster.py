@@ -94,10 +94,9 @@ def test_two_launches_at_once_do_no_harm(tmp_path, digits):
 
 def test_slurm_takes_our_settings():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=short"]
-        config = compose("config", overrides, return_hydra_config=True)
-    launcher = config.hydra.launcher
-    assert launcher.partition == "short"
-    assert launcher.submitit_folder == "runs/.submitit/%j"
+        overrides = ["hydra/launcher=slurm", "hydra.launcher.partition=short"]
+        launcher = compose("config", overrides, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.partition, launcher.max_num_timeout) == ("short", 20)
     # Every setting must be one that the plugin hands on: an unknown one would be refused only on the cluster.
     assert set(launcher) - {"_target_"} <= set(SlurmQueueConf.__dataclass_fields__)
