@@ -191,6 +191,7 @@ def _read_meta(path: Path) -> dict:
     return {key: meta[key] for key in [*_TEXT, *_NUMBERS]} | {
         "step_ms": float(meta["step_ms"]) if _is_number(meta.get("step_ms")) else math.nan,
         "budget": math.nan if meta["method"] in BUDGET_FREE else float(meta["budget"]),
+        "examples": float(meta["examples"]) if _is_number(meta.get("examples")) else math.nan,
         "settings": str(meta.get("settings") or ""),
         "finished": meta["status"] == "finished",
         "started": str(sessions[-1].get("started") or ""),

@@ -93,10 +93,8 @@ def ratio_of_means(table: pd.DataFrame, method: str, baseline: str, measure: str
     above, below = (table[table["method"] == name].set_index("seed") for name in (method, baseline))
     seeds = above.index.intersection(below.index)
     above, below = above.loc[seeds], below.loc[seeds]
-    if seeds.empty or not np.isfinite(above[measure].sum() + below[measure].sum()):
-        return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
     a, b = above[measure].to_numpy(float), below[measure].to_numpy(float)
-    if b.mean() == 0:
+    if seeds.empty or not np.isfinite([*a, *b]).all() or b.mean() == 0:
         return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
     value = float(a.mean() / b.mean())
     # What a run took that did not get there is less than what it would have taken.

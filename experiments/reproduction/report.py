@@ -178,9 +178,9 @@ def _training(report: _Report, evidence: Evidence, experiment: str, sweeps: list
     evidence.commands[experiment] = [s.command for s in main]
     report.figure(save(convergence_figure(runs.curves), report.folder / experiment)[1], _TITLES[experiment])
     report.say(
-        f"Iterations, seconds of training and epochs to a training loss of {target:g}, as ratios of means with 95 %"
+        f"Iterations, seconds of training and epochs to a training loss of {target:g}, as ratios of means with 95 % "
+        "bootstrap intervals over seeds; `>` and `<` are bounds, where some run did not get there."
     )
-    report.say("bootstrap intervals over seeds; `>` and `<` are bounds, where some run did not get there.")
     report.say(markdown(speed_table(runs, target, ("small_batch", "exact"))))
     _summary(report, runs, target)
 
