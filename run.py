@@ -1,6 +1,7 @@
 """One run or a sweep of runs: python run.py method=rad_proj budget=0.1. All settings: configs/, or --help."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,4 +30,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     main()

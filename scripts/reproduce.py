@@ -4,13 +4,14 @@
     python scripts/reproduce.py --scale laptop --dry-run        # only says what it would do
     python scripts/reproduce.py --scale laptop --report-only    # from the runs there are
 
-Ctrl-C stops it; the same command goes on where it was.
+Ctrl-C (or SIGTERM) stops it; the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -75,4 +76,5 @@ def _announce(plan: Plan, missing: int) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -79,7 +78,7 @@ def run_all(jobs: Sequence[Planned], workers: int, logs: Path) -> list[Failure]:
             for future in futures:
                 future.cancel()
             for process in list(running.values()):
-                process.send_signal(signal.SIGINT)
+                process.terminate()
             raise
     return failures
 

@@ -108,7 +108,7 @@ def test_an_interrupted_reproduction_goes_on(reproduce, tmp_path):
     logs = tmp_path / "runs" / "logs"
     while process.poll() is None and not any(logs.glob("*.log")):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # a shell's background jobs ignore SIGINT
     said = process.communicate(timeout=60)[0]
     assert "interrupted; the same command goes on where it was" in said
     assert not (tmp_path / "out").exists()
