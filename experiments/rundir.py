@@ -35,6 +35,10 @@ PASSING = (
     "scales",
 )
 
+# Settings that came later, by the last part of their name, with the value of all runs before them: with it they say
+# nothing, so that those runs stay what they are.
+LATER = {"held_out": 0}
+
 _OWN = (".lock", "config.yaml.partial")  # what a directory may hold before it holds a config
 
 
@@ -199,8 +203,12 @@ def _lasting(config: Any) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    settings = dict(flatten(config, ""))
-    return {k: v for k, v in settings.items() if not any(k == p or k.startswith(f"{p}.") for p in PASSING)}
+    def lasts(name: str, value: Any) -> bool:
+        last = name.rpartition(".")[2]
+        passes = any(name == p or name.startswith(f"{p}.") for p in PASSING)
+        return not passes and not (last in LATER and value == LATER[last])
+
+    return {name: value for name, value in flatten(config, "") if lasts(name, value)}
 
 
 def digest(config: dict[str, Any]) -> str:

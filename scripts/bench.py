@@ -49,9 +49,12 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
             rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
     gc.freeze()  # as in training
-    for _ in tqdm(range(rounds), disable=None, unit="round"):
-        for row in rows:
-            row["seconds"].append(row["timer"].timeit(steps).mean)
+    try:
+        for _ in tqdm(range(rounds), disable=None, unit="round"):
+            for row in rows:
+                row["seconds"].append(row["timer"].timeit(steps).mean)
+    finally:
+        gc.unfreeze()
     return rows
 
 

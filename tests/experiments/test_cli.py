@@ -15,6 +15,8 @@ import yaml
 from digits import write_digits
 from filelock import FileLock
 
+from experiments.rundir import digest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -62,6 +64,26 @@ def test_a_finished_run_is_not_run_again(cli, tmp_path, capsys):
     }
 
 
+def test_a_run_made_before_examples_could_be_held_out_is_the_same_run(cli, tmp_path, capsys):
+    cli()
+    path = only_run(tmp_path)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    assert config["data"].pop("held_out") == 0
+    assert digest(config) == json.loads((path / "meta.json").read_text())["settings"]
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    cli()
+    assert "is finished already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"it differs in data\.held_out"):
+        cli("data.held_out=60", f"run_dir={path}")
+
+
+def test_a_run_that_holds_examples_out_says_so(cli, tmp_path, capsys):
+    cli("data.held_out=60", "method=exact")
+    meta = json.loads((only_run(tmp_path) / "meta.json").read_text())
+    assert meta["data"] == "mnist (60 held out)"
+    assert "on mnist (60 held out)" in capsys.readouterr().out
+
+
 def test_a_sweep_goes_on_after_a_run_that_fails(cli, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli("-m", "method=exact", "optimizer.lr=-1,0.001")
@@ -96,6 +118,8 @@ MISTAKES = {
     "sampling": (["method=rad_same", "method.sketch.per=row"], 'per must be "batch" or "element", got \'row\''),
     "segments": (["method=checkpoint", "method.segments=99"], "segments must lie in [1, 8]"),
     "segments and a half": (["method=checkpoint", "method.segments=2.5"], "got 2.5"),
+    "all held out": (["data.held_out=300"], "below the 300 training examples of mnist, 0 for none, got 300"),
+    "held out too many for a batch": (["data.held_out=299"], "batch_size is 30, but mnist (299 held out) has 1 "),
     "decay never": (["schedule.step_size=0"], "schedule.step_size must be a whole number of at least 1, got 0"),
     "too few inputs": (["model.widths=[100,10]"], "the model cannot train on mnist"),
     "too few classes": (["model.widths=[784,5]"], "the model cannot train on mnist"),
