@@ -42,7 +42,13 @@ plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
 reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes), laptop (3 hours) or paper (days)
 	$(BIN)/python scripts/reproduce.py --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS)
 
+status: $(ENV) ## all runs below RUNS: how far they are, last losses, time left
+	$(BIN)/python scripts/status.py $(RUNS)
+
+watch: $(ENV) ## the same, until Ctrl-C
+	$(BIN)/python scripts/status.py $(RUNS) --watch
+
 clean: ## remove the environment; runs and results stay
 	rm -rf .venv
 
-.PHONY: help setup run test quick lint bench plot reproduce clean
+.PHONY: help setup run test quick lint bench plot reproduce status watch clean

@@ -11,6 +11,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments import distributed
 from experiments.errors import UserError
 from experiments.study import study
 
@@ -20,13 +21,17 @@ def main(config: DictConfig) -> None:
     try:
         study(config)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(_said("interrupted; the same command goes on from the last checkpoint"))
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other runs of the sweep go on
             raise CompactHydraException(f"error: {error}") from None
-        sys.exit(f"error: {error}")
+        sys.exit(_said(f"error: {error}"))
+
+
+def _said(sentence: str) -> str | int:
+    return sentence if distributed.leads() else 1  # once, of several processes
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
+            lock = FileLock(self.path / ".lock", timeout=1)  # whoever asks `busy` holds it for a moment
             lock.acquire()
         except Timeout as error:
             raise UserError(f"another process works in {self.path}; wait for it, or set another run_dir") from error
@@ -117,6 +117,18 @@ class RunDir:
     def finished(self) -> bool:
         """Whether nothing of the run is missing."""
         return self.meta().get("status") == "finished"
+
+    def busy(self) -> bool:
+        """Whether a process works in it now; where that cannot be asked, whether one began to."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # of another user
+            return self.meta().get("status") == "running"
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replaces the meta data."""

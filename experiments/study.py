@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rad
-from experiments import provenance
+from experiments import distributed, provenance
 from experiments.errors import UserError
 from experiments.rundir import RunDir, digest
 from experiments.tracking import Tracker
@@ -75,7 +76,13 @@ class Task(Protocol):
 
 
 class Study(ABC):
-    """A kind of study: one yaml in ``configs/study`` with its settings and defaults."""
+    """A kind of study: one yaml in ``configs/study`` with its settings and defaults.
+
+    Attributes:
+        distributed: Whether several processes can share one run; its task then calls what is collective.
+    """
+
+    distributed = False
 
     @abstractmethod
     def validate(self, config: DictConfig) -> None:
@@ -117,9 +124,23 @@ def study(config: DictConfig) -> Path:
     kind = validate(config)
     path, settings = run_directory(config), _resolved(config)
     run = RunDir(path)
+    with distributed.group():
+        if distributed.leads():
+            _lead(run, kind, config, settings)
+        elif distributed.agree(None):
+            task, _ = build(config)
+            distributed.agree(None)  # once the leading process has made the directory its own
+            _restore(run, task)
+            task.run(_ignore, _ignore)
+    return path
+
+
+def _lead(run: RunDir, kind: Study, config: DictConfig, settings: Record) -> None:
+    """The part of the process that records; others wait for its word before they build and before they start."""
     run.refuse_foreign(settings)
+    distributed.agree(not run.finished())
     if run.finished():
-        print(f"{path} is finished already; delete it to run it again")
+        print(f"{run.path} is finished already; delete it to run it again")
     else:
         task, meta = build(config)
         tracker = make(config.tracker)
@@ -128,7 +149,6 @@ def study(config: DictConfig) -> Path:
                 print(kind.headline(meta))
                 _carry_out(run, task, meta, tracker, settings)
     print(kind.summarize(run))
-    return path
 
 
 def validate(config: DictConfig) -> Study:
@@ -157,6 +177,14 @@ def validate(config: DictConfig) -> Study:
     whole("seed", config.seed, least=0)
     kind: Study = make(config.study)
     kind.validate(config)
+    if distributed.processes() > 1:
+        if not kind.distributed:
+            raise UserError(
+                f"a study of {type(kind).__name__} runs in one process, not {distributed.processes()}; start it "
+                "without torchrun"
+            )
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise UserError("torchrun takes a single run, not a sweep (-m); give a launcher one process for each run")
     return kind
 
 
@@ -192,6 +220,8 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
         "budget": config.budget,
         "seed": config.seed,
         "iterations": config.iterations,
+        "scale": config.scale,
+        "processes": distributed.processes(),
         "settings": digest(_resolved(config)),
         **meta,
     }
@@ -243,7 +273,7 @@ def device(name: str) -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
@@ -254,17 +284,11 @@ def device(name: str) -> torch.device:
 
 
 def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings: Record) -> None:
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
-        try:
-            task.restore(checkpoint)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{run.path}/checkpoint.pt does not fit this run ({reason}); delete it to begin anew"
-            ) from error
-    run.rewind(task.iteration if checkpoint is not None else -1)
-    sessions = [*run.meta().get("sessions", []), provenance.session(task.device)]
+    distributed.agree(True)
+    resumed = _restore(run, task)
+    run.rewind(task.iteration if resumed else -1)
+    session = {**provenance.session(task.device), "iteration": task.iteration}
+    sessions = [*run.meta().get("sessions", []), session]
     meta = {"status": "running", **meta, "step_ms": None, "sessions": sessions}
     run.write_meta(meta)
     tracker.start(run.path, meta, settings)
@@ -292,6 +316,24 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
     step_ms = 1000 * task.seconds / task.iterations
     run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
     tracker.finish()
+
+
+def _restore(run: RunDir, task: Task) -> bool:
+    """Goes back to the last checkpoint; whether there is one."""
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        return False
+    try:
+        task.restore(checkpoint)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{run.path}/checkpoint.pt does not fit this run ({reason}); delete it to begin anew"
+        ) from error
+    return True
+
+
+def _ignore(entry: Record) -> None: ...
 
 
 def _resolved(config: DictConfig) -> Record:

@@ -55,6 +55,7 @@ class Wandb:
         self._run: Any = None
 
     def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
+        tags = (meta["data"], meta.get("model"), f"budget {meta['budget']}", meta["scale"] and f"scale {meta['scale']}")
         begun = f"{run_dir.resolve()} {meta['sessions'][0]['started']}"
         self._run = self._wandb.init(
             id=hashlib.sha256(begun.encode()).hexdigest()[:16],
@@ -65,7 +66,7 @@ class Wandb:
             name=run_dir.name,
             group=meta["experiment"],
             job_type=meta["method"],
-            tags=[meta["data"], meta["model"]],
+            tags=[str(tag) for tag in tags if tag is not None],
             config={**config, "meta": meta},
             settings=self._wandb.Settings(silent=True),
         )

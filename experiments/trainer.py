@@ -1,4 +1,8 @@
-"""Training by iterations: minibatches drawn with replacement, evaluations as records, resumable to the bit."""
+"""Training by iterations: minibatches drawn with replacement, evaluations as records, resumable to the bit.
+
+Several processes (see ``distributed``) share each batch: all draw the same one, take their share of it and average
+gradients, so that they train as one process does, but for rounding and for sketches, of which each draws its own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments import distributed
 from experiments.data import Dataset
 from experiments.errors import UserError
 
@@ -79,6 +84,7 @@ class Trainer:
         chosen = torch.linspace(0, len(data.x_train) - 1, count, device=self.device).round().long()
         whole = count == len(data.x_train)
         self.train_set = (data.x_train, data.y_train) if whole else (data.x_train[chosen], data.y_train[chosen])
+        self.forward = distributed.synchronized(model)
         self.iteration = 0
         self.seconds = 0.0
         self.restored = False
@@ -98,13 +104,14 @@ class Trainer:
             self._evaluate(record, save, batch_loss=None)
         total, steps = torch.zeros((), device=self.device), 0
         start = time.perf_counter()
-        with tqdm(total=self.iterations, initial=self.iteration, disable=None, unit="it") as progress:
+        quiet = None if distributed.leads() else True  # None: wherever the output is no terminal
+        with tqdm(total=self.iterations, initial=self.iteration, disable=quiet, unit="it") as progress:
             while self.iteration < self.iterations:
                 total += self.step(*self.batch())
                 steps += 1
                 progress.update()
                 if any(self.evaluation.due(self.iteration, self.iterations)):
-                    batch_loss = total.item() / steps
+                    batch_loss = distributed.total(total).item() / steps
                     self.seconds += time.perf_counter() - start
                     self._evaluate(record, save, batch_loss)
                     progress.set_postfix(loss=f"{batch_loss:.4f}")
@@ -112,39 +119,44 @@ class Trainer:
                     steps, start = 0, time.perf_counter()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """The next minibatch: inputs of the model and targets."""
+        """The next minibatch, or this process's share of it: inputs of the model and targets."""
         # All that is drawn is drawn for a full batch, so that every method sees the same examples in the same order.
         chosen = torch.randint(len(self.data.x_train), (self.full_batch,), generator=self.generators["batches"])
-        chosen = chosen[: self.batch_size].to(self.device)
+        share = distributed.share(self.batch_size)
+        chosen = chosen[share].to(self.device)
         x = self.data.x_train[chosen]
         if self.data.augmentation is not None:
             draws = self.data.augmentation.draw(self.full_batch, self.generators["augmentation"])
-            x = self.data.augmentation(x, draws[: self.batch_size])
+            x = self.data.augmentation(x, draws[share])
         return self.data.inputs(x), self.data.y_train[chosen]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on a minibatch; returns its loss before the step."""
+        """One step on a minibatch; returns its loss before the step, or this process's part of that loss."""
         self.optimizer.zero_grad()
-        value = self.data.loss(self.model(x), y)
-        value.backward()
+        value = self.data.loss(self.forward(x), y)
+        part = len(y) / self.batch_size  # of the batch; 1 in a single process
+        (value * (part * distributed.processes())).backward()  # gradients become means over processes
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
-        return value.detach()
+        return value.detach() * part
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on, of all processes."""
+        own = {
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        }
         return {
             "iteration": self.iteration,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generators": {name: g.get_state() for name, g in self.generators.items()},
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
+            "random": distributed.gathered(own),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -153,15 +165,19 @@ class Trainer:
         Raises:
             KeyError: If something is missing in it.
             RuntimeError: If it belongs to another model.
+            ValueError: If it was saved by another number of processes.
         """
+        if len(state["random"]) != distributed.processes():
+            raise ValueError(f"saved by {len(state['random'])} processes, not {distributed.processes()}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        own = state["random"][distributed.rank()]
         for name, g in self.generators.items():
-            g.set_state(state["generators"][name])
-        torch.set_rng_state(state["torch"])
-        if len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+            g.set_state(own["generators"][name])
+        torch.set_rng_state(own["torch"])
+        if own["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.restored = True
 
@@ -171,6 +187,11 @@ class Trainer:
         save: Callable[[dict[str, Any]], None],
         batch_loss: float | None,
     ) -> None:
+        if distributed.leads():
+            self._record(record, batch_loss)
+        save(self.state())
+
+    def _record(self, record: Callable[[dict[str, Any]], None], batch_loss: float | None) -> None:
         on_test, on_train = self.evaluation.due(self.iteration, self.iterations)
         entry: dict[str, Any] = {
             "iteration": self.iteration,
@@ -190,7 +211,6 @@ class Trainer:
                     f"{name} is {entry[name]} at iteration {self.iteration}; lower optimizer.lr "
                     f"({entry['learning_rate']:.3g} now), the records and the checkpoint before it are kept"
                 )
-        save(self.state())
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from experiments import distributed
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.figures import convergence_figure, save
@@ -20,6 +21,8 @@ __all__ = ["Training"]
 
 class Training(Study):
     """Trains one model by one method."""
+
+    distributed = True
 
     def validate(self, config: DictConfig) -> None:
         whole("batch_size", config.batch_size)
@@ -64,6 +67,11 @@ class Training(Study):
                 f"the model cannot train on {data.name}, examples {shape}: {reason}; change model or data"
             ) from error
         batch_size = method.batch_size(model, batch, data.loss)
+        if batch_size < distributed.processes():
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes; raise batch_size or "
+                "start fewer"
+            )
         meta = {
             "model": type(model).__name__.lower(),
             "data": data.name,
@@ -73,9 +81,10 @@ class Training(Study):
             "exact_saved_bytes": exact_saved_bytes,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
-        sketches = generator(config.seed, "sketches")
+        rank = distributed.rank()
+        sketches = generator(config.seed, f"sketches of process {rank}" if rank else "sketches")
         model = method.prepare(model, sketches)
-        torch.manual_seed(generator(config.seed, "forward pass").initial_seed())  # of models with dropout
+        torch.manual_seed(generator(config.seed + rank, "forward pass").initial_seed())  # of models with dropout
         optimizer = make(config.optimizer, model.parameters())
         trainer = Trainer(
             model=model,

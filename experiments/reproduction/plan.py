@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.rundir import RunDir
 from experiments.study import build, make, run_directory
 
-__all__ = ["Plan", "Planned", "Sweep", "make_plan", "measured_step"]
+__all__ = ["CONFIGS", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs"
@@ -128,7 +128,7 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
             if absent:
                 notes.append(f"`{sweep}` is run with `{entry.otherwise}`, for want of {' and '.join(absent)}.")
                 sweep = f"{sweep} {entry.otherwise}"
-            sweeps.append(_sweep(sweep, entry.get("fractions", False), entry.seconds, runs))
+            sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("fractions", False)))
     notes += [f"{name}: {reason}" for name, reason in missing.items() if reason]
     table = runs / "table1" / "table1.csv"
     script = ("scripts/table1.py", "--out", str(table.with_suffix(".md")))
@@ -156,7 +156,18 @@ def measured_step() -> float:
     return 1000 * statistics.median(taken)
 
 
-def _sweep(sweep: str, fractions: bool, seconds: float, runs: Path) -> Sweep:
+def make_sweep(sweep: str, runs: Path, seconds: float = 0, fractions: bool = False) -> Sweep:
+    """The runs of a command, inside of Hydra's initialization.
+
+    Args:
+        sweep: Overrides of ``run.py``, with lists as in a sweep.
+        runs: Where run directories are or will be.
+        seconds: That one run takes.
+        fractions: Whether it belongs to the study of fractions.
+
+    Raises:
+        UserError: If it is empty or cannot be composed.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(shlex.split(sweep))
         combinations = [c for part in BasicSweeper.split_arguments(parsed, None) for c in part]
@@ -168,9 +179,9 @@ def _sweep(sweep: str, fractions: bool, seconds: float, runs: Path) -> Sweep:
             command = ("run.py", *overrides, f"runs={runs}", "threads=1")
             found.append(Planned(f"{path.parent.name}/{path.name}", command, path, seconds))
     except HydraException as error:
-        raise UserError(f"the plan's sweep `{sweep}` is not valid: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the sweep `{sweep}` is not valid: {str(error).splitlines()[0]}") from error
     if not found:
-        raise UserError(f"the plan's sweep `{sweep}` is empty; give every list at least one value")
+        raise UserError(f"the sweep `{sweep}` is empty; give every list at least one value")
     return Sweep(found[0].path.parent.name, f"python run.py -m {sweep}", fractions, tuple(found))
 
 

@@ -74,7 +74,7 @@ def test_a_run_made_before_examples_could_be_held_out_is_the_same_run(cli, tmp_p
     cli()
     assert "is finished already" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"it differs in data\.held_out"):
-        cli("data.held_out=60", f"run_dir={path}")
+        cli("data.held_out=60", f"run_dir='{path}'")
 
 
 def test_a_run_that_holds_examples_out_says_so(cli, tmp_path, capsys):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from outcomes import equal, outcome
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,24 +34,6 @@ def start(path: Path, digits: Path, settings: list[str]) -> subprocess.Popen:
     command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "batch_size=30", "threads=1", *settings]
     env = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def outcome(path: Path) -> tuple[dict, list[dict]]:
-    state = torch.load(path / "checkpoint.pt", weights_only=True)
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["train_seconds"]
-    return state, records
-
-
-def equal(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.slow

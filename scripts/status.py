@@ -1,0 +1,74 @@
+"""How far all runs below a folder are: state, iterations, last losses, time left. Reads files, so that any sweep shows.
+
+python scripts/status.py runs
+python scripts/status.py runs --watch
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from experiments.errors import UserError
+from experiments.progress import Progress, find
+
+COLOURS = {"running": "green", "stopped": "yellow", "failed": "red", "damaged": "red", "finished": "dim"}
+
+
+def table(runs: list[Progress], rows: int | None = None) -> Table:
+    """A row for each run, or for the first so many, and a caption that counts all."""
+    states = Counter(run.state for run in runs)
+    caption = ", ".join(f"{count} {state}" for state, count in states.items())
+    hidden = max(0, len(runs) - rows) if rows else 0
+    made = Table(caption=caption + (f"; {hidden} not shown" if hidden else ""), caption_justify="left")
+    made.add_column("run", overflow="fold")
+    for name in ("state", "iterations", "train loss", "test loss", "left"):
+        made.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for run in runs[: len(runs) - hidden]:
+        part = f"{run.iteration:,} of {run.iterations:,}" if run.iterations else "–"
+        left = "–" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
+        made.add_row(
+            run.name, run.state, part, _number(run.train_loss), _number(run.test_loss), left, style=COLOURS[run.state]
+        )
+    return made
+
+
+def main() -> None:
+    """Parses the command line and prints the table, once or again and again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default %(default)s)")
+    parser.add_argument("--watch", action="store_true", help="renew the table until Ctrl-C, what is running on top")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between renewals (default %(default)s)")
+    args = parser.parse_args()
+    if not args.every > 0:
+        parser.error(f"--every must be a positive number of seconds, got {args.every}")
+    console = Console()
+    try:
+        if not args.watch:
+            console.print(table(find(args.runs, datetime.now(UTC))))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                rows = max(1, (console.height - 6) // 2)  # long names take two lines
+                live.update(table(find(args.runs, datetime.now(UTC)), rows), refresh=True)
+                time.sleep(args.every)
+    except KeyboardInterrupt:
+        pass
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Random search for learning rate and weight decay of each method, judged on training images that are held out.
+
+    python scripts/tune.py experiment=mnist_mlp scale=laptop method=exact,small_batch,rad_same --trials 12
+
+All methods try the same pairs of values, drawn log-uniformly. Every trial is an ordinary run: Ctrl-C stops the search,
+the same command goes on where it was, and more trials later keep those there are. The test set is never looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from hydra import compose, initialize_config_dir
+
+from experiments import provenance
+from experiments.errors import UserError
+from experiments.reproduction.plan import CONFIGS, Planned, make_sweep
+from experiments.reproduction.runner import run_all
+from experiments.rundir import RunDir
+
+
+def pairs(trials: int, lr: tuple[float, float], weight_decay: tuple[float, float], seed: int) -> np.ndarray:
+    """Learning rates and weight decays, ``[trials, 2]``; the first ones are the same however many are asked for."""
+    low, high = np.log10(np.array([lr, weight_decay], dtype=float)).T
+    drawn = 10 ** np.random.default_rng(seed).uniform(low, high, (trials, 2))
+    return np.array([[float(f"{value:.3g}") for value in row] for row in drawn])
+
+
+def plan(overrides: list[str], held_out: int, values: np.ndarray, runs: Path) -> list[Planned]:
+    """A run for each pair of values and each combination in the overrides.
+
+    Raises:
+        UserError: If a config cannot be composed.
+    """
+    plain = [o for o in overrides if o.startswith("experiment=")]
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        data = compose("config", [*plain, "scale=laptop"] if plain else []).get("data")
+        if data is None:
+            raise UserError("only the training of a net can be tuned; choose experiment=mnist_mlp or another one")
+        name = "data.images.held_out" if "images" in data else "data.held_out"
+        fixed = " ".join(map(shlex.quote, [*overrides, f"{name}={held_out}"]))
+        return [
+            run
+            for lr, decay in values
+            for run in make_sweep(f"{fixed} optimizer.lr={lr:g} optimizer.weight_decay={decay:g}", runs).runs
+        ]
+
+
+def trials_of(jobs: list[Planned]) -> pd.DataFrame:
+    """A row for each run that has ended, one that failed with an accuracy of zero."""
+    rows = []
+    for job in jobs:
+        run = RunDir(job.path)
+        meta = run.meta()
+        if meta.get("status") not in ("finished", "failed"):
+            continue
+        last, optimizer, failed = run.records()[-1], run.config()["optimizer"], meta["status"] == "failed"
+        rows.append(
+            {
+                "method": meta["method"],
+                "budget": meta["budget"],
+                "lr": optimizer["lr"],
+                "weight_decay": optimizer["weight_decay"],
+                "accuracy": 0.0 if failed else 100 * last["test_accuracy"],
+                "loss": np.inf if failed else last["test_loss"],
+                "train_loss": np.inf if failed else last["train_loss"],
+                "data": meta["data"],
+                "commit": provenance.commit_name(meta["sessions"][-1]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summary(trials: pd.DataFrame, command: str) -> str:
+    """Markdown: of each method the values of the highest accuracy, the lower loss among equals."""
+    data, commits = (", ".join(sorted(set(trials[key]))) for key in ("data", "commit"))
+    lines = [
+        f"`{command}`",
+        "",
+        f"{data}; one seed; commit {commits}. Best of the trials by accuracy on the held-out images, with the range of "
+        "those within half a percentage point of it.",
+        "",
+        "| method | budget | trials | learning rate (range) | weight decay (range) | held-out accuracy (%) "
+        "| held-out loss | training loss |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for (method, budget), rows in trials.groupby(["method", "budget"], sort=False):
+        best = rows.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
+        near = rows[rows.accuracy >= best.accuracy - 0.5]
+        ranges = [f"{best[k]:g} ({near[k].min():g} to {near[k].max():g})" for k in ("lr", "weight_decay")]
+        lines.append(
+            f"| {method} | {budget:g} | {len(rows)} | {' | '.join(ranges)} | {best.accuracy:.2f} | {best.loss:.3g} | "
+            f"{best.train_loss:.2g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parses the command line, runs what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="+", help="of run.py, with lists of methods, budgets and so on")
+    parser.add_argument("--trials", type=int, default=12, help="pairs of values (default %(default)s)")
+    parser.add_argument("--lr", type=float, nargs=2, default=(1e-4, 1e-2), metavar=("LOW", "HIGH"))
+    parser.add_argument("--weight-decay", type=float, nargs=2, default=(1e-7, 1e-2), metavar=("LOW", "HIGH"))
+    parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by (default %(default)s)")
+    parser.add_argument("--draw", type=int, default=0, help="seed of the pairs (default %(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tune"), help="folder of trials (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/tune"), help="folder of tables (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one thread each (default %(default)s)")
+    args = parser.parse_intermixed_args()
+    if args.trials < 1 or args.jobs < 1 or args.held_out < 1:
+        parser.error(
+            f"--trials, --jobs and --held-out must be at least 1, got {args.trials}, {args.jobs}, {args.held_out}"
+        )
+    for name, (low, high) in (("--lr", args.lr), ("--weight-decay", args.weight_decay)):
+        if not 0 < low <= high < np.inf:
+            parser.error(f"{name} must be two positive numbers, the lower one first, got {low:g} {high:g}")
+    command = shlex.join(["python", "scripts/tune.py", *sys.argv[1:]])
+    try:
+        values = pairs(args.trials, args.lr, args.weight_decay, args.draw)
+        jobs = plan(args.overrides, args.held_out, values, args.runs.absolute())
+        missing = [job for job in jobs if not job.finished()]
+        print(f"{len(jobs)} trials, {len(missing)} of them missing", flush=True)
+        run_all(missing, args.jobs, args.runs.absolute() / "logs")
+        trials = trials_of(jobs)
+        if len(trials) == 0:
+            raise UserError(f"no trial has ended; what they said is in {args.runs / 'logs'}")
+        args.out.mkdir(parents=True, exist_ok=True)
+        file = args.out / f"{jobs[0].path.parent.name}.md"
+        trials.to_csv(file.with_suffix(".csv"), index=False)
+        text = summary(trials, command)
+        file.write_text(text, encoding="utf-8")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it was")
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{text}\ntable: {file}")
+    if len(trials) < len(jobs):
+        sys.exit(f"{len(jobs) - len(trials)} trials have not ended; their logs are in {args.runs / 'logs'}")
+
+
+if __name__ == "__main__":
+    main()
