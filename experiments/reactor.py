@@ -42,12 +42,16 @@ class Reactor(Study):
         sketches = generator(config.seed, "sketches")
         exact = partial(simulate, problem=problem, sketch=rad.Exact())
         measured = simulation(method, problem, config.snapshots, torch.Generator().manual_seed(0))
+        try:
+            saved, exact_saved = (rad.measure.saved_bytes(partial(run, theta)).total for run in (measured, exact))
+        except (FloatingPointError, ValueError) as error:
+            raise UserError(f"at the start, steady={config.steady}: {error}") from error
         meta = {
             "model": type(problem.source).__name__.lower(),
             "data": f"reactor-{problem.nx}x{problem.ny}",
             "batch_size": 1,
-            "saved_bytes": rad.measure.saved_bytes(lambda: measured(theta)).total,
-            "exact_saved_bytes": rad.measure.saved_bytes(lambda: exact(theta)).total,
+            "saved_bytes": saved,
+            "exact_saved_bytes": exact_saved,
             "parameters": problem.source.size,
         }
         run = simulation(method, problem, config.snapshots, sketches)

@@ -18,20 +18,21 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 STUDIES = {
-    "mlp": ["data=mnist", "method=rad_diff", "iterations=1500", "evaluate.test_every=10"],
+    "mlp": ["data=mnist", "batch_size=30", "method=rad_diff", "iterations=1500", "evaluate.test_every=10"],
     "cnn": [
-        *("experiment=cifar_cnn", "scale=smoke", "method=rad_proj", "data.crop=2", "data.flip=true"),
+        *("experiment=cifar_cnn", "scale=smoke", "batch_size=30", "method=rad_proj", "data.crop=2", "data.flip=true"),
         *("iterations=30", "evaluate.test_every=2", "evaluate.train_examples=null"),
     ],
+    "reactor": ["experiment=reactor", "scale=smoke", "method=rad_even", "iterations=300"],
     "irnn": [
-        *("experiment=smnist_irnn", "scale=smoke", "method=rad_same", "data.permuted=true"),
+        *("experiment=smnist_irnn", "scale=smoke", "batch_size=30", "method=rad_same", "data.permuted=true"),
         *("iterations=100", "evaluate.test_every=5", "evaluate.train_examples=null"),
     ],
 }
 
 
 def start(path: Path, digits: Path, settings: list[str]) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "batch_size=30", "threads=1", *settings]
+    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "threads=1", *settings]
     env = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

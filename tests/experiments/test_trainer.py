@@ -118,3 +118,15 @@ def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(config):
     with pytest.raises(UserError, match=r"_loss is (nan|inf) at iteration 10; lower optimizer.lr"):
         trainer.run(lambda record: None, saved.append)
     assert [s["iteration"] for s in saved] == [0]
+
+
+def test_checkpointing_trains_like_exact_gradients(config):
+    curves = []
+    for method in ("exact", "checkpoint"):
+        trainer, _ = build(
+            config(f"method={method}", "iterations=30", "evaluate.test_every=5", "evaluate.train_every=5")
+        )
+        records = []
+        trainer.run(records.append, lambda state: None)
+        curves.append([{k: v for k, v in record.items() if k != "train_seconds"} for record in records])
+    assert curves[0] == curves[1]
