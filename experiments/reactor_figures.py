@@ -73,7 +73,7 @@ def animate(theta: Tensor, problem: Problem, path: Path, frames: int = 80) -> Pa
         def draw(frame: int) -> None:
             figure.suptitle(f"t = {shown.times[frame]:.2f}")
             for image, values in zip(images, (shown.field, shown.target), strict=True):
-                image.set_data(values[frame].T)
+                image.set_data(values[frame].T.numpy())
 
         path.parent.mkdir(parents=True, exist_ok=True)
         FuncAnimation(figure, draw, frames=len(shown.times)).save(path, writer=PillowWriter(fps=12), dpi=80)
@@ -119,7 +119,7 @@ def _draw_control(panels: list[Axes], theta: Tensor, problem: Problem) -> None:
     along = shown.control[:, 1:-1, problem.ny // 2]
     control, parameters = panels
     extent = (0, float(shown.times[-1]), 0, 1)
-    image = control.imshow(along.T, origin="lower", aspect="auto", extent=extent, cmap=_SEQUENTIAL)
+    image = control.imshow(along.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap=_SEQUENTIAL)
     control.set(xlabel="t", ylabel="x", title="control C at y = ½")
     control.grid(False)
     control.figure.colorbar(image, ax=control)
@@ -132,7 +132,7 @@ def _draw_control(panels: list[Axes], theta: Tensor, problem: Problem) -> None:
 def _picture(axes: Axes, values: Tensor, low: float, high: float, colours: str) -> mpl.image.AxesImage:
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    return axes.imshow(values.T, origin="lower", vmin=low, vmax=high, cmap=colours, extent=(0, 1, 0, 1))
+    return axes.imshow(values.T.numpy(), origin="lower", vmin=low, vmax=high, cmap=colours, extent=(0, 1, 0, 1))
 
 
 def _spread(problem: Problem, count: int) -> list[int]:
