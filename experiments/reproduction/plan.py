@@ -131,7 +131,10 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
             sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("fractions", False)))
     notes += [f"{name}: {reason}" for name, reason in missing.items() if reason]
     table = runs / "table1" / "table1.csv"
-    script = ("scripts/table1.py", "--out", str(table.with_suffix(".md")))
+    written = table.with_suffix(".md")
+    if written.is_relative_to(ROOT):  # where scripts are run: a table names the command that made it
+        written = written.relative_to(ROOT)
+    script = ("scripts/table1.py", "--out", str(written))
     timed = settings[scale].get("table1")
     scripts = (Planned("table1", script, table, timed.seconds),) if timed else ()
     targets = {str(k): float(v) for k, v in settings[scale].targets.items()}
