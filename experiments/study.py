@@ -129,23 +129,22 @@ def study(config: DictConfig) -> Path:
             _lead(run, kind, config, settings)
         elif distributed.agree(None):
             task, _ = build(config)
-            distributed.agree(None)  # once the leading process has made the directory its own
-            _restore(run, task)
-            task.run(_ignore, _ignore)
+            if distributed.agree(None):
+                _restore(run, task)
+                task.run(_ignore, _ignore)
     return path
 
 
 def _lead(run: RunDir, kind: Study, config: DictConfig, settings: Record) -> None:
     """The part of the process that records; others wait for its word before they build and before they start."""
     run.refuse_foreign(settings)
-    distributed.agree(not run.finished())
-    if run.finished():
+    if not distributed.agree(not run.finished()):
         print(f"{run.path} is finished already; delete it to run it again")
     else:
         task, meta = build(config)
         tracker = make(config.tracker)
         with run.claimed(settings):
-            if not run.finished():  # by another process, meanwhile
+            if distributed.agree(not run.finished()):  # by another process, meanwhile
                 print(kind.headline(meta))
                 _carry_out(run, task, meta, tracker, settings)
     print(kind.summarize(run))
@@ -273,7 +272,7 @@ def device(name: str) -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
@@ -284,7 +283,6 @@ def device(name: str) -> torch.device:
 
 
 def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings: Record) -> None:
-    distributed.agree(True)
     resumed = _restore(run, task)
     run.rewind(task.iteration if resumed else -1)
     session = {**provenance.session(task.device), "iteration": task.iteration}

@@ -148,7 +148,7 @@ class Trainer:
         own = {
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         return {
             "iteration": self.iteration,
@@ -177,7 +177,7 @@ class Trainer:
             g.set_state(own["generators"][name])
         torch.set_rng_state(own["torch"])
         if own["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"])
+            torch.cuda.set_rng_state(own["cuda"], self.device)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.restored = True
 

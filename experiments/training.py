@@ -81,10 +81,10 @@ class Training(Study):
             "exact_saved_bytes": exact_saved_bytes,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
-        rank = distributed.rank()
-        sketches = generator(config.seed, f"sketches of process {rank}" if rank else "sketches")
+        own = "" if distributed.leads() else f" of process {distributed.rank()}"
+        sketches = generator(config.seed, f"sketches{own}")
         model = method.prepare(model, sketches)
-        torch.manual_seed(generator(config.seed + rank, "forward pass").initial_seed())  # of models with dropout
+        torch.manual_seed(generator(config.seed, f"forward pass{own}").initial_seed())  # of models with dropout
         optimizer = make(config.optimizer, model.parameters())
         trainer = Trainer(
             model=model,

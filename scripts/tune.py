@@ -22,6 +22,7 @@ from experiments.errors import UserError
 from experiments.reproduction.plan import CONFIGS, Planned, make_sweep
 from experiments.reproduction.runner import run_all
 from experiments.rundir import RunDir
+from experiments.tables import markdown, prepare, publish
 
 
 def pairs(trials: int, lr: tuple[float, float], weight_decay: tuple[float, float], seed: int) -> np.ndarray:
@@ -76,28 +77,32 @@ def trials_of(jobs: list[Planned]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary(trials: pd.DataFrame, command: str) -> str:
+def summary(trials: pd.DataFrame) -> str:
     """Markdown: of each method the values of the highest accuracy, the lower loss among equals."""
     data, commits = (", ".join(sorted(set(trials[key]))) for key in ("data", "commit"))
-    lines = [
-        f"`{command}`",
-        "",
-        f"{data}; one seed; commit {commits}. Best of the trials by accuracy on the held-out images, with the range of "
-        "those within half a percentage point of it.",
-        "",
-        "| method | budget | trials | learning rate (range) | weight decay (range) | held-out accuracy (%) "
-        "| held-out loss | training loss |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+    table = []
     for (method, budget), rows in trials.groupby(["method", "budget"], sort=False):
         best = rows.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
         near = rows[rows.accuracy >= best.accuracy - 0.5]
-        ranges = [f"{best[k]:g} ({near[k].min():g} to {near[k].max():g})" for k in ("lr", "weight_decay")]
-        lines.append(
-            f"| {method} | {budget:g} | {len(rows)} | {' | '.join(ranges)} | {best.accuracy:.2f} | {best.loss:.3g} | "
-            f"{best.train_loss:.2g} |"
+        lr, decay = (f"{best[k]:g} ({near[k].min():g} to {near[k].max():g})" for k in ("lr", "weight_decay"))
+        table.append(
+            {
+                "method": str(method),
+                "budget": f"{budget:g}",
+                "trials": str(len(rows)),
+                "learning rate (range)": lr,
+                "weight decay (range)": decay,
+                "held-out accuracy (%)": f"{best.accuracy:.2f}",
+                "held-out loss": f"{best.loss:.3g}",
+                "training loss": f"{best.train_loss:.2g}",
+            }
         )
-    return "\n".join(lines) + "\n"
+    return f"""\
+{data}; one seed; commit {commits}. Best of the trials by accuracy on the held-out images, with the range of those \
+within half a percentage point of it.
+
+{markdown(table, right=True)}
+"""
 
 
 def main() -> None:
@@ -120,26 +125,24 @@ def main() -> None:
     for name, (low, high) in (("--lr", args.lr), ("--weight-decay", args.weight_decay)):
         if not 0 < low <= high < np.inf:
             parser.error(f"{name} must be two positive numbers, the lower one first, got {low:g} {high:g}")
-    command = shlex.join(["python", "scripts/tune.py", *sys.argv[1:]])
     try:
         values = pairs(args.trials, args.lr, args.weight_decay, args.draw)
         jobs = plan(args.overrides, args.held_out, values, args.runs.absolute())
+        file = args.out / f"{jobs[0].path.parent.name}.md"
+        prepare(file)
         missing = [job for job in jobs if not job.finished()]
         print(f"{len(jobs)} trials, {len(missing)} of them missing", flush=True)
         run_all(missing, args.jobs, args.runs.absolute() / "logs")
         trials = trials_of(jobs)
         if len(trials) == 0:
             raise UserError(f"no trial has ended; what they said is in {args.runs / 'logs'}")
-        args.out.mkdir(parents=True, exist_ok=True)
-        file = args.out / f"{jobs[0].path.parent.name}.md"
         trials.to_csv(file.with_suffix(".csv"), index=False)
-        text = summary(trials, command)
-        file.write_text(text, encoding="utf-8")
+        publish(summary(trials), file)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on where it was")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{text}\ntable: {file}")
+    print(f"table: {file}")
     if len(trials) < len(jobs):
         sys.exit(f"{len(jobs) - len(trials)} trials have not ended; their logs are in {args.runs / 'logs'}")
 

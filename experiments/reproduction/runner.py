@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,11 +45,12 @@ def run_all(jobs: Sequence[Planned], workers: int, logs: Path) -> list[Failure]:
         Those that failed.
 
     Raises:
-        KeyboardInterrupt: If the user interrupts; all processes have been told to save and have ended by then.
+        KeyboardInterrupt: If the user interrupts, or on SIGTERM; all processes have been told and have ended by then.
     """
     logs.mkdir(parents=True, exist_ok=True)
     running: dict[str, subprocess.Popen] = {}
     failures: list[Failure] = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run", disable=None) as progress:
 
         def work(job: Planned) -> Failure | None:
@@ -80,6 +82,8 @@ def run_all(jobs: Sequence[Planned], workers: int, logs: Path) -> list[Failure]:
             for process in list(running.values()):
                 process.terminate()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return failures
 
 

@@ -84,3 +84,4 @@ def test_mistakes_are_named_in_a_sentence(cli, tmp_path, args, message):
         cli(*SMALL, *args, small=False)
     assert str(stopped.value).startswith("error: ")
     assert message in str(stopped.value)
+    assert not (tmp_path / "runs").exists()

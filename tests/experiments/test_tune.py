@@ -33,7 +33,7 @@ def test_the_best_is_that_of_the_highest_accuracy():
         {**common, "lr": 2e-3, "weight_decay": 1e-5, "accuracy": 97.2, "loss": 0.2},
         {**common, "lr": 9e-3, "weight_decay": 1e-6, "accuracy": 90.0, "loss": 0.3},
     ]
-    said = summary(pd.DataFrame(rows), "tune")
+    said = summary(pd.DataFrame(rows))
     assert "| exact | 0.1 | 3 | 0.002 (0.001 to 0.002) | 1e-05 (1e-05 to 0.0001) | 97.20 | 0.2 | 0.1 |" in said
 
 
