@@ -11,9 +11,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments import distributed
 from experiments.errors import UserError
-from experiments.study import study
+from experiments.runs import distributed
+from experiments.runs.study import study
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.absolute() / "configs"), config_name="config")

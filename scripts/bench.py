@@ -23,11 +23,11 @@ from hydra.errors import HydraException
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from experiments import provenance
 from experiments.errors import UserError
-from experiments.study import build, make, validate
-from experiments.tables import prepare, publish
-from experiments.training import Training
+from experiments.runs import provenance
+from experiments.runs.study import build, make, validate
+from experiments.show.tables import prepare, publish
+from experiments.studies.training import Training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.figures import convergence_figure, save, table_markdown
-from experiments.records import METRICS, Runs, curve_statistics, load_runs, summary_table
+from experiments.runs.records import METRICS, Runs, curve_statistics, load_runs, summary_table
+from experiments.show.figures import convergence_figure, save, table_markdown
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,11 +18,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from experiments.errors import UserError
-from experiments.reactor_figures import animate
-from experiments.reactor_results import cost_table, here, publish_reactor, shown_control
-from experiments.records import Runs, load_runs
-from experiments.study import make
-from experiments.tables import markdown
+from experiments.runs.records import Runs, load_runs
+from experiments.runs.study import make
+from experiments.show.tables import markdown
+from experiments.studies.reactor.figures import animate
+from experiments.studies.reactor.results import cost_table, here, publish_reactor, shown_control
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COSTS = {"exact": "exact", "checkpointing": "checkpoint", "evenly spaced, 0.01": "rad_even"}

@@ -14,11 +14,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from experiments import provenance
 from experiments.errors import UserError
 from experiments.reproduction.plan import Plan, make_plan, measured_step
 from experiments.reproduction.report import write_report
 from experiments.reproduction.runner import run_all
+from experiments.runs import provenance
 
 PLAN = Path(__file__).parent.parent / "experiments" / "reproduction" / "plan.yaml"
 

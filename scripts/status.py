@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.progress import Progress, find
+from experiments.runs.progress import Progress, find
 
 COLOURS = {"running": "green", "stopped": "yellow", "failed": "red", "damaged": "red", "finished": "dim"}
 

@@ -26,11 +26,11 @@ from hydra.errors import HydraException
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import provenance
 from experiments.errors import UserError
 from experiments.methods import Method
-from experiments.study import make
-from experiments.tables import markdown, prepare, publish
+from experiments.runs import provenance
+from experiments.runs.study import make
+from experiments.show.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
-from experiments import provenance
 from experiments.errors import UserError
 from experiments.reproduction.plan import CONFIGS, Planned, make_sweep
 from experiments.reproduction.runner import run_all
-from experiments.rundir import RunDir
-from experiments.tables import markdown, prepare, publish
+from experiments.runs import provenance
+from experiments.runs.directory import RunDir
+from experiments.show.tables import markdown, prepare, publish
 
 
 def pairs(trials: int, lr: tuple[float, float], weight_decay: tuple[float, float], seed: int) -> np.ndarray:

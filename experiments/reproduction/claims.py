@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from experiments.figures import method_style
-from experiments.gradient_noise import PAPER, at_equal_bytes, ratio
-from experiments.graph_depth import exponents
-from experiments.reactor_results import SHARE
-from experiments.records import Runs
 from experiments.reproduction.headline import Ratio, ratio_of_means, reached
+from experiments.runs.records import Runs
+from experiments.show.figures import method_style
+from experiments.studies.gradient_noise import PAPER, at_equal_bytes, ratio
+from experiments.studies.graph_depth import exponents
+from experiments.studies.reactor.results import SHARE
 
 __all__ = ["Evidence", "Finding", "findings"]
 

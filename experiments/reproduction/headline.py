@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from experiments.figures import method_style
-from experiments.records import Runs
+from experiments.runs.records import Runs
+from experiments.show.figures import method_style
 
 __all__ = ["MEASURES", "Ratio", "ratio_of_means", "reached", "speed_table"]
 

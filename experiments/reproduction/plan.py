@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
-from experiments.rundir import RunDir
-from experiments.study import build, make, run_directory
+from experiments.runs.directory import RunDir
+from experiments.runs.study import build, make, run_directory
 
 __all__ = ["CONFIGS", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 

@@ -14,16 +14,16 @@ import markdown as markdown_library
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.figures import convergence_figure, save, summary_cells
-from experiments.provenance import now
-from experiments.reactor_results import here, publish_reactor
-from experiments.records import SEPARATOR, Runs, load_runs, summary_table, union
 from experiments.reproduction.claims import Evidence, findings
 from experiments.reproduction.headline import speed_table
 from experiments.reproduction.plan import Plan, Sweep
 from experiments.reproduction.runner import Failure
-from experiments.rundir import RunDir
-from experiments.tables import markdown
+from experiments.runs.directory import RunDir
+from experiments.runs.provenance import now
+from experiments.runs.records import SEPARATOR, Runs, load_runs, summary_table, union
+from experiments.show.figures import convergence_figure, save, summary_cells
+from experiments.show.tables import markdown
+from experiments.studies.reactor.results import here, publish_reactor
 
 __all__ = ["write_report"]
 

@@ -15,7 +15,7 @@ import yaml
 from digits import write_digits
 from filelock import FileLock
 
-from experiments.rundir import digest
+from experiments.runs.directory import digest
 
 ROOT = Path(__file__).parent.parent.parent
 

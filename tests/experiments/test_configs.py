@@ -7,7 +7,7 @@ import torch
 from digits import CONFIGS, GROUPS
 from hydra import compose, initialize_config_dir
 
-from experiments.study import build, make
+from experiments.runs.study import build, make
 
 # Experiments of other kinds have tests of their own.
 TRAINING = [

@@ -7,7 +7,7 @@ import torch
 from digits import CONFIGS
 from hydra import compose, initialize_config_dir
 
-from experiments.study import make
+from experiments.runs.study import make
 from scripts.table1 import FRACTIONS, NETS, cells, left, measure
 
 

@@ -16,10 +16,10 @@ from sketches import seeded
 
 import run
 from experiments.errors import UserError
-from experiments.gradient_noise import _added, _best
-from experiments.graph_depth import _rate, growth, independent, interleaved
-from experiments.study import build, validate
-from experiments.tables import markdown
+from experiments.runs.study import build, validate
+from experiments.show.tables import markdown
+from experiments.studies.gradient_noise import _added, _best
+from experiments.studies.graph_depth import _rate, growth, independent, interleaved
 from rad.graph import sample_paths
 from rad.measure import gradient_noise
 

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rad
-from experiments import distributed, provenance
 from experiments.errors import UserError
-from experiments.rundir import RunDir, digest
-from experiments.tracking import Tracker
+from experiments.runs import distributed, provenance
+from experiments.runs.directory import RunDir, digest
+from experiments.runs.tracking import Tracker
 
 __all__ = [
     "Record",

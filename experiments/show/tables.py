@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from experiments.provenance import commit_name
+from experiments.runs.provenance import commit_name
 
 __all__ = ["command", "markdown", "prepare", "provenance_lines", "publish"]
 

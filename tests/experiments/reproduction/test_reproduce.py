@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from experiments.errors import UserError
-from experiments.records import Runs
 from experiments.reproduction import claims
 from experiments.reproduction.claims import Evidence, findings
 from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
 from experiments.reproduction.plan import make_plan
+from experiments.runs.records import Runs
 
 ROOT = Path(__file__).parent.parent.parent
 PLAN = """

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures import method_style, style
-from experiments.records import curve_statistics
+from experiments.runs.records import curve_statistics
+from experiments.show.figures import method_style, style
 from rad.pde import Problem, Trajectory, trajectory
 
 __all__ = ["animate", "control_figure", "curves_figure", "run_figure"]

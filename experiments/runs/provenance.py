@@ -46,7 +46,7 @@ def now() -> str:
 
 def commit() -> dict[str, Any]:
     """Commit of the project's checkout, and whether tracked files differ from it; ``None`` outside a checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True).stdout.strip()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from outcomes import equal, outcome
 
-from experiments import distributed
+from experiments.runs import distributed
 
 ROOT = Path(__file__).parent.parent.parent
 COMMON = ["data=mnist", "threads=1"]

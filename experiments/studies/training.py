@@ -6,15 +6,15 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from experiments import distributed
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.figures import convergence_figure, save
 from experiments.methods import Batch, Exact, Method, measured
-from experiments.records import load_runs
-from experiments.rundir import RunDir
-from experiments.study import Record, Study, device, generator, make, whole
-from experiments.trainer import Evaluation, Trainer
+from experiments.runs import distributed
+from experiments.runs.directory import RunDir
+from experiments.runs.records import load_runs
+from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.show.figures import convergence_figure, save
+from experiments.studies.trainer import Evaluation, Trainer
 
 __all__ = ["Training"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import distributed
 from experiments.data import Dataset
 from experiments.errors import UserError
+from experiments.runs import distributed
 
 __all__ = ["Evaluation", "Trainer"]
 

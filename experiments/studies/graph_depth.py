@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import rad
-from experiments.cases import Cases
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.figures import save, style
-from experiments.rundir import RunDir
-from experiments.study import Record, Study, device, generator, make, whole
-from experiments.tables import command, markdown, provenance_lines
+from experiments.runs.directory import RunDir
+from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.show.figures import save, style
+from experiments.show.tables import command, markdown, provenance_lines
+from experiments.studies.cases import Cases
 from rad.graph import Graph, chain, draw, inject, injected_product, linearize, sample_paths
 from rad.measure import gradient_noise, gradients
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
-from experiments.study import Record
+from experiments.runs.study import Record
 
 __all__ = ["Cases"]
 

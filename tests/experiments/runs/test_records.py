@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from experiments.errors import UserError
-from experiments.figures import table_markdown
-from experiments.records import curve_statistics, find_runs, load_runs, mean_interval, summary_table
+from experiments.runs.records import curve_statistics, find_runs, load_runs, mean_interval, summary_table
+from experiments.show.figures import table_markdown
 
 T_2 = 4.302652729911275  # the 97.5 % point of Student's t with two degrees of freedom, from a printed table
 SESSION = {

@@ -14,15 +14,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments import provenance
-from experiments.figures import method_style, save
 from experiments.methods import Method
-from experiments.reactor import Simulation, found, simulation
-from experiments.reactor_figures import control_figure, curves_figure
-from experiments.records import GROUP, Runs, mean_interval, union
-from experiments.rundir import RunDir
-from experiments.study import Record, make
-from experiments.tables import markdown
+from experiments.runs import provenance
+from experiments.runs.directory import RunDir
+from experiments.runs.records import GROUP, Runs, mean_interval, union
+from experiments.runs.study import Record, make
+from experiments.show.figures import method_style, save
+from experiments.show.tables import markdown
+from experiments.studies.reactor.control import Simulation, found, simulation
+from experiments.studies.reactor.figures import control_figure, curves_figure
 from rad.measure import gradient_noise, saved_bytes
 from rad.pde import Problem, reactor
 

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.records import INTERVAL, METRICS, SEPARATOR, Runs, curve_statistics, union
-from experiments.tables import markdown
+from experiments.runs.records import INTERVAL, METRICS, SEPARATOR, Runs, curve_statistics, union
+from experiments.show.tables import markdown
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 METHOD_STYLE = {

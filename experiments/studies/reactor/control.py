@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 import rad
 from experiments.errors import UserError
-from experiments.figures import save
 from experiments.methods import Checkpoint, Exact, Method, Rad
-from experiments.reactor_figures import run_figure
-from experiments.records import load_runs
-from experiments.rundir import RunDir
-from experiments.study import Record, Study, device, generator, make, whole
+from experiments.runs.directory import RunDir
+from experiments.runs.records import load_runs
+from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.show.figures import save
+from experiments.studies.reactor.figures import run_figure
 from rad.pde import Problem, simulate, simulate_checkpointed
 
 __all__ = ["Control", "Reactor", "Simulation", "found", "simulation"]

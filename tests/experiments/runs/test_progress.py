@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from experiments.errors import UserError
-from experiments.progress import find, progress
+from experiments.runs.progress import find, progress
 
 ROOT = Path(__file__).parent.parent.parent
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.rundir import RunDir
+from experiments.runs.directory import RunDir
 
 __all__ = ["Progress", "find", "progress"]
 

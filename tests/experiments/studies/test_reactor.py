@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 import rad
-from experiments.study import build, generator, make
+from experiments.runs.study import build, generator, make
 from rad.pde import simulate
 
 SMALL = ["experiment=reactor", "scale=smoke"]

@@ -17,14 +17,14 @@ from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from experiments.cases import Cases
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.figures import method_style, save, style
 from experiments.methods import Batch, Exact, Method, SmallBatch, measured
-from experiments.rundir import RunDir
-from experiments.study import Record, Study, device, generator, make, whole
-from experiments.tables import command, markdown, provenance_lines
+from experiments.runs.directory import RunDir
+from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.show.figures import method_style, save, style
+from experiments.show.tables import command, markdown, provenance_lines
+from experiments.studies.cases import Cases
 from rad.measure import gradient_noise, gradients
 from rad.sketch import check_budget
 

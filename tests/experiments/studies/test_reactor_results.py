@@ -14,9 +14,16 @@ from digits import CONFIGS
 from hydra import compose, initialize_config_dir
 
 import rad
-from experiments.reactor_results import THETA, cost_table, gradient_costs, publish_reactor, reactor_table, verdict
-from experiments.records import Runs, load_runs
-from experiments.study import make
+from experiments.runs.records import Runs, load_runs
+from experiments.runs.study import make
+from experiments.studies.reactor.results import (
+    THETA,
+    cost_table,
+    gradient_costs,
+    publish_reactor,
+    reactor_table,
+    verdict,
+)
 from rad.pde import reactor, simulate
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,10 +12,10 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from experiments.figures import convergence_figure, method_style, save, style
-from experiments.records import load_runs
+from experiments.runs.records import load_runs
+from experiments.show.figures import convergence_figure, method_style, save, style
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SESSION = {"commit": "a" * 40, "dirty": False, "started": "2025-01-01", "cpu": "Some CPU", "threads": 1}
 
 

@@ -9,7 +9,7 @@ import torch
 from digits import GROUPS
 
 from experiments.errors import UserError
-from experiments.study import build
+from experiments.runs.study import build
 
 METHODS = GROUPS["method"]
 

@@ -1,0 +1,1 @@
+"""One run on disk: the study contract, its directory, records, provenance, progress, tracking, processes."""

@@ -1,0 +1,1 @@
+"""Control of the reaction-diffusion equation that models a fission reactor."""
