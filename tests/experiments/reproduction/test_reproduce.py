@@ -22,7 +22,7 @@ from experiments.reproduction.headline import Ratio, ratio_of_means, reached, sp
 from experiments.reproduction.plan import make_plan
 from experiments.runs.records import Runs
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PLAN = """
 step_ms: 5
 tiny:

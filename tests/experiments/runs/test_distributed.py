@@ -17,7 +17,7 @@ from outcomes import equal, outcome
 
 from experiments.runs import distributed
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 COMMON = ["data=mnist", "threads=1"]
 
 

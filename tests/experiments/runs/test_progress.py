@@ -15,7 +15,7 @@ from filelock import FileLock
 from experiments.errors import UserError
 from experiments.runs.progress import find, progress
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 

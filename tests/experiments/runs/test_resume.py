@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from outcomes import equal, outcome
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 STUDIES = {

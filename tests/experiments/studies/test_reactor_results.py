@@ -26,7 +26,7 @@ from experiments.studies.reactor.results import (
 )
 from rad.pde import reactor, simulate
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
