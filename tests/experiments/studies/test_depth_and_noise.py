@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from sketches import seeded
 
 import run
 from experiments.errors import UserError
+from experiments.runs.configs import composed as compose
 from experiments.runs.study import build, validate
 from experiments.show.tables import markdown
 from experiments.studies.gradient_noise import _added, _best
@@ -27,10 +25,7 @@ from rad.measure import gradient_noise
 @pytest.fixture
 def composed(digits, tmp_path):
     def compose_(*overrides):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            made = compose("config", [*overrides, f"runs={tmp_path}", "threads=1"], return_hydra_config=True)
-        HydraConfig.instance().set_config(made)
-        return made
+        return compose([*overrides, f"runs={tmp_path}", "threads=1"])
 
     return compose_
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 
 import rad
+from experiments.runs.configs import composed
 from experiments.runs.records import Runs, load_runs
 from experiments.runs.study import make
 from experiments.studies.reactor.results import (
@@ -72,8 +71,7 @@ def test_costs_of_a_gradient(runs):
 
 
 def compose_reactor(*overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", ["experiment=reactor", "scale=smoke", *overrides])
+    return composed(["experiment=reactor", "scale=smoke", *overrides])
 
 
 def test_files_are_written(runs, tmp_path):
