@@ -75,13 +75,11 @@ def _graphs(axes: Axes, frame: pd.DataFrame) -> None:
     """Points are measured; the closed form is a wide pale line below them."""
     for number, (family, part) in enumerate(frame.groupby("family", sort=False)):
         colour = GRAPHS[str(family)][0]
-        wide = {"color": colour, "lw": 6 - 3 * (number == 2), "alpha": 0.3, "solid_capstyle": "round"}
-        axes.plot(part["depth"], part["predicted"], **wide, label=f"{family}, closed form")
-        # Beside each other: two kinds of sampling have the same closed form.
-        depth = part["depth"] + 0.06 * (number - 1)
-        axes.errorbar(
-            depth, part["variance"], 1.96 * part["variance_error"], fmt="o", color=colour, capsize=2, label=str(family)
-        )
+        axes.plot(part["depth"], part["predicted"], color=colour, lw=6 - 3 * (number == 2), alpha=0.3)
+        # Beside each other, for two kinds of sampling have the same closed form.
+        depth, error = part["depth"] + 0.06 * (number - 1), 1.96 * part["variance_error"]
+        axes.errorbar(depth, part["variance"], error, fmt="o", color=colour, capsize=2, label=str(family))
+    axes.plot([], [], color="#555555", lw=6, alpha=0.3, label="closed form")
     axes.set(title="graphs", xlabel="layers", ylabel="relative variance", yscale="log")
     axes.legend()
 
