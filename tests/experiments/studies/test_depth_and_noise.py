@@ -16,8 +16,9 @@ from experiments.errors import UserError
 from experiments.runs.configs import composed as compose
 from experiments.runs.study import build, validate
 from experiments.show.tables import markdown
+from experiments.studies.families import independent, interleaved
 from experiments.studies.gradient_noise import _added, _best
-from experiments.studies.graph_depth import _rate, growth, independent, interleaved
+from experiments.studies.graph_depth import _rate, growth
 from rad.graph import sample_paths
 from rad.measure import gradient_noise
 
