@@ -11,7 +11,8 @@ from digits import GROUPS
 
 import rad
 from experiments.runs.configs import composed
-from experiments.runs.study import build, generator, make
+from experiments.runs.parts import make
+from experiments.runs.study import build, generator
 from rad.pde import simulate
 
 SMALL = ["experiment=reactor", "scale=smoke"]

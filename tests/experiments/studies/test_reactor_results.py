@@ -13,8 +13,8 @@ import torch
 
 import rad
 from experiments.runs.configs import composed
+from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
-from experiments.runs.study import make
 from experiments.studies.reactor.results import (
     THETA,
     cost_table,
