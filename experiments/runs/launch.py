@@ -122,12 +122,12 @@ def _sentence(error: Exception) -> str | None:
     """What to say of an error; ``None`` of one that is not the user's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, CompactHydraException | HydraException | OmegaConfBaseException | UserError):
-        kept = [
-            line for line in lines if not line.startswith(("To append to your config", "full_key:", "object_type="))
-        ]
-        return "; ".join(kept)
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and f"{os.sep}submitit{os.sep}" in frames[-1].filename:
+        unknown = any(line.startswith("To append to your config") for line in lines)  # which would be refused, too
+        return lines[0].rstrip(".") + "; --cfg job lists the settings there are" if unknown else "; ".join(lines)
+    raised = traceback.extract_tb(error.__traceback__)[-1].filename
+    if f"{os.sep}hydra{os.sep}_internal{os.sep}" in raised:
+        return "; ".join(lines)
+    if f"{os.sep}submitit{os.sep}" in raised:
         return f"the cluster does not take the sweep ({'; '.join(lines)}); see hydra.launcher, or leave it out"
     return None
 

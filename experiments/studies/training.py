@@ -52,6 +52,7 @@ class Training(Study):
         batch = _head(data, config.batch_size)
         try:
             exact_saved_bytes = measured(Exact("exact"), model, batch, data.loss)
+            data.loss(model(data.inputs(data.x_train[:1])), data.y_train.max()[None])  # the first batch may lack it
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             shape = list(batch[0].shape[1:])

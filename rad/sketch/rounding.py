@@ -84,6 +84,7 @@ class Rounding(Sketch):
 @functools.cache
 def _group_size(count: int, limit: int) -> int:
     """Elements to a group: the largest divisor of ``count`` in (limit/2, limit], or ``limit`` if there is none."""
+    limit = max(1, min(limit, count))
     return next((size for size in range(limit, limit // 2, -1) if count % size == 0), limit)
 
 
