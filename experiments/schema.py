@@ -34,7 +34,7 @@ _PHRASES = {
     "dict_type": "must hold settings of its own",
     "model_type": "must hold settings of its own",
     "is_instance_of": "must be a {class}",
-    "too_short": "must hold at least {min_length}",
+    "too_short": "must hold at least {min_length} of them",
 }
 
 
@@ -78,4 +78,5 @@ def sentence(error: ValidationError, known: Sequence[str] = ()) -> str:
             text = str(first["ctx"]["error"])
             return f"{name}{text}" if text.startswith((".", "[")) else f"{name} {text}".strip()
     phrase = _PHRASES.get(first["type"], first["msg"].replace("Input should be", "must be"))
-    return f"{name} {phrase.format(**first.get('ctx', {}))}, got {given}".strip()
+    limits = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in first.get("ctx", {}).items()}
+    return f"{name} {phrase.format(**limits)}, got {given}".strip()

@@ -44,7 +44,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=1)  # whoever asks `busy` holds it for a moment
-            lock.acquire()
+            held = lock.acquire()
         except Timeout as error:
             raise UserError(f"another process works in {self.path}; wait for it, or set another run_dir") from error
         except OSError as error:
@@ -52,7 +52,7 @@ class RunDir:
             raise UserError(
                 f"{self.path} cannot be written ({reason}); set runs or run_dir to another place"
             ) from error
-        with lock:
+        with held:
             self.refuse_foreign(config)
             self._lock = _identity(self.path / ".lock")
             try:
