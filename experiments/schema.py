@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from typing import Annotated, Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
 __all__ = ["Count", "Finite", "Natural", "Positive", "Strict", "fit", "sentence"]
 
@@ -50,6 +51,8 @@ def fit(hint: Any, value: Any) -> None:
     Raises:
         ValueError: What must be otherwise, to be read after the value's name.
     """
+    if is_dataclass(hint):
+        hint = InstanceOf[hint]  # not something to be made of what stands there
     if get_origin(hint) is tuple and isinstance(value, list):
         value = tuple(value)  # YAML has no tuples
     try:

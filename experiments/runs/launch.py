@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -122,8 +123,9 @@ def _sentence(error: Exception) -> str | None:
     """What to say of an error; ``None`` of one that is not the user's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, CompactHydraException | HydraException | OmegaConfBaseException | UserError):
+        kept = list(itertools.takewhile(lambda line: line != "Config search path:", lines))
         unknown = any(line.startswith("To append to your config") for line in lines)  # which would be refused, too
-        return lines[0].rstrip(".") + "; --cfg job lists the settings there are" if unknown else "; ".join(lines)
+        return lines[0].rstrip(".") + "; --cfg job lists the settings there are" if unknown else "; ".join(kept)
     raised = traceback.extract_tb(error.__traceback__)[-1].filename
     if f"{os.sep}hydra{os.sep}_internal{os.sep}" in raised:
         return "; ".join(lines)

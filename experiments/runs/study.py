@@ -166,11 +166,11 @@ def validate(config: DictConfig, settings: Record | None = None) -> Study:
     settings = settings or resolved(config)
     if "study" not in settings:
         raise UserError("study is missing; choose one of configs/study, for example study=training")
-    kind = make(settings["study"])
+    kind = make(config.study)
     if not isinstance(kind, Study):
         raise UserError(f"study must make a study, got {settings['study']}; choose one of configs/study")
     check_settings(kind.settings, settings)
-    make(settings["method"])  # ranges that only the library knows
+    make(config.method)  # ranges that only the library knows
     kind.validate(config)
     if distributed.processes() > 1:
         if not kind.distributed:

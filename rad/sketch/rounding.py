@@ -84,7 +84,6 @@ class Rounding(Sketch):
 @functools.cache
 def _group_size(count: int, limit: int) -> int:
     """Elements to a group: the largest divisor of ``count`` in (limit/2, limit], or ``limit`` if there is none."""
-    limit = max(1, min(limit, count))
     return next((size for size in range(limit, limit // 2, -1) if count % size == 0), limit)
 
 
@@ -92,10 +91,10 @@ def check_group(group: int) -> None:
     """Refuses a number of elements that cannot share a range.
 
     Raises:
-        ValueError: If it is not a whole number of at least 1.
+        ValueError: If it is not a whole number from 1 to 2²⁰; a range shared by so many is no better than one for all.
     """
-    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
-        raise ValueError(f"group must be a positive whole number of elements, got {group!r}")
+    if isinstance(group, bool) or not isinstance(group, int) or not 1 <= group <= 2**20:
+        raise ValueError(f"group must be a positive whole number of elements, at most {2**20:,}, got {group!r}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
