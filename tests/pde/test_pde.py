@@ -138,6 +138,17 @@ def test_bytes_at_full_size():
     assert held(lambda: simulate_checkpointed(parameters, problem, 10)) == 10 * 4 * 33 * 32 + besides
 
 
+def test_bytes_of_a_small_problem(monkeypatch):
+    monkeypatch.setattr(march, "_CHUNK_VALUES", 90)
+    parameters, problem = theta(), wave(6, 5, 8)  # chunks of three, three and two steps; twelve points inside
+    besides = 8 * (6 * 4 + 3)  # the last field and theta
+    assert held(lambda: simulate(parameters, problem, rad.Exact())) == 8 * 8 * 12 + besides
+    assert held(lambda: simulate(parameters, problem, rad.Sample(0.5))) == 8 * 8 * 6 + 3 * 8 + besides
+    for snapshots in (0, 1, 2):
+        grid = 8 * 6 * 4
+        assert held(lambda n=snapshots: simulate_checkpointed(parameters, problem, n)) == snapshots * grid + besides
+
+
 def test_dense_fields_exist_by_chunks(monkeypatch):
     monkeypatch.setattr(march, "_CHUNK_VALUES", 90)
     seen, compress = [], rad.Sample.compress
