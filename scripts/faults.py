@@ -107,7 +107,9 @@ def tried(faults: Sequence[Fault], jobs: int, root: Path = ROOT, deadline: float
         sound = Path(folder) / "sound"
         _copy(root, sound)
         # Also compiles what is compiled, for the copies: they keep the times of files.
-        status, said = _pytest(sound, sorted({test for fault in faults for test in fault.tests}), deadline * len(faults))
+        status, said = _pytest(
+            sound, sorted({test for fault in faults for test in fault.tests}), deadline * len(faults)
+        )
         if status != 0:
             raise UserError(f"the tests fail without any fault; mend them first:\n{said}")
         futures = [pool.submit(_try, fault, sound, Path(folder) / str(i), deadline) for i, fault in enumerate(faults)]
@@ -179,7 +181,9 @@ def main() -> None:
         survivors = []
         for outcome in tried(faults, args.jobs):
             word = "found" if outcome.found else "SURVIVED"
-            print(f"{word:8} {outcome.seconds:5.1f} s  {outcome.fault}{'  ← ' * bool(outcome.by)}{outcome.by}", flush=True)
+            print(
+                f"{word:8} {outcome.seconds:5.1f} s  {outcome.fault}{'  ← ' * bool(outcome.by)}{outcome.by}", flush=True
+            )
             survivors += [] if outcome.found else [outcome.fault]
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -8,9 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from outcomes import equal
 
 import experiments.studies.cases
@@ -37,16 +34,9 @@ TASKS = {
 
 
 @pytest.fixture
-def made(digits) -> Callable[[list[str]], Task]:
+def made(composed) -> Callable[[list[str]], Task]:
     """Builds a task from overrides."""
-
-    def build_(overrides: list[str]) -> Task:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("config", [*overrides, "threads=1"], return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        return build(config)[0]
-
-    return build_
+    return lambda overrides: build(composed(*overrides))[0]
 
 
 def run(task: Task) -> tuple[list[Record], list[Record]]:
