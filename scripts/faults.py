@@ -107,14 +107,15 @@ def tried(faults: Sequence[Fault], jobs: int, root: Path = ROOT, deadline: float
         sound = Path(folder) / "sound"
         _copy(root, sound)
         # Also compiles what is compiled, for the copies: they keep the times of files.
-        status, said = _pytest(
-            sound, sorted({test for fault in faults for test in fault.tests}), deadline * len(faults)
-        )
+        status, said = _pytest(sound, sorted({test for fault in faults for test in fault.tests}))
         if status != 0:
             raise UserError(f"the tests fail without any fault; mend them first:\n{said}")
         futures = [pool.submit(_try, fault, sound, Path(folder) / str(i), deadline) for i, fault in enumerate(faults)]
-        for future in futures:
-            yield future.result()
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # those at hand are brought to an end
 
 
 def _copy(root: Path, to: Path) -> None:
@@ -142,7 +143,7 @@ def _try(fault: Fault, sound: Path, copy: Path, deadline: float) -> Outcome:
     return Outcome(fault, status != 0, by, seconds)
 
 
-def _pytest(where: Path, tests: Sequence[str], deadline: float) -> tuple[int | None, str]:
+def _pytest(where: Path, tests: Sequence[str], deadline: float | None = None) -> tuple[int | None, str]:
     """Exit status, ``None`` if the deadline was passed, and the last lines of what was said."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-m", "not slow", *tests]
