@@ -1,6 +1,6 @@
 """Which deliberate faults the tests notice: applies each of a list to a copy of the project and runs its tests.
 
-python scripts/faults.py                       # all of tests/faults.yaml, on two cores about ten minutes
+python scripts/faults.py                       # all of tests/faults.yaml, half an hour on two cores
 python scripts/faults.py --only rad/pde --jobs 1
 """
 

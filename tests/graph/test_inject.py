@@ -86,16 +86,17 @@ def test_injection_into_a_net():
     torch.testing.assert_close(exact, weight.sum(0).expand(5, 8))
 
 
-def test_injection_keeps_the_shape_of_what_it_is_put_between():
-    x = normal(2, 3, 8, dtype=torch.float64).requires_grad_()
-    grad_out = normal(2, 3, 8, seed=1, dtype=torch.float64)
-    out = inject(x, rad.Sample(0.25, per="element", replacement=False), seeded(0))
+@pytest.mark.parametrize(("per", "patterns"), [("batch", 1), ("element", 4)])
+def test_injection_treats_each_row_as_the_sketch_says(per, patterns):
+    x = normal(2, 10, 8, dtype=torch.float64).requires_grad_()
+    grad_out = normal(2, 10, 8, seed=1, dtype=torch.float64)
+    out = inject(x, rad.Sample(0.25, per=per, replacement=False), seeded(0))
     assert out.data_ptr() == x.data_ptr()
     (found,) = torch.autograd.grad(out, x, grad_out)
-    # Two of eight entries of each row, four times as large.
-    assert found.shape == x.shape
-    assert (found.ne(0).sum(2) == 2).all()
+    # Two of eight entries of each row, four times as large, from one of four starts.
     kept = found != 0
+    assert (kept.sum(2) == 2).all()
+    assert len(kept.view(20, 8).unique(dim=0)) == patterns
     torch.testing.assert_close(found[kept], 4 * grad_out[kept])
 
 
