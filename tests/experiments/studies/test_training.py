@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from digits import GROUPS
-from outcomes import equal
+from outcomes import equal, outcome
 from torch import nn
 
 import experiments.models
 import experiments.studies.training
 import rad
 from experiments.models import MLP
+from experiments.runs.directory import RunDir
 from experiments.runs.study import build, generator, make
 
 METHODS = GROUPS["method"]
@@ -108,6 +109,29 @@ def test_a_model_that_draws_goes_on_bit_for_bit(dropping, method):
         rest, later = run(resumed)
         assert rest == [r for r in records if r["iteration"] > state["iteration"]]
         assert equal(later[-1], states[-1])
+
+
+@pytest.mark.parametrize("method", ["exact", "rad_diff"])
+def test_a_run_of_a_model_that_draws_goes_on_from_its_files(cli, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(experiments.models, "MLP", Dropping)
+    options = [f"method={method}", "model.widths=[784,12,10]", "iterations=8", "evaluate.test_every=2"]
+    cli(*options, f"run_dir={tmp_path / 'whole'}")
+    append, at = RunDir.append, iter(range(100))
+
+    def interrupted(self, record):
+        append(self, record)
+        if next(at) == 2:  # recorded, but not yet saved
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "append", interrupted)
+    with pytest.raises(SystemExit):
+        cli(*options, f"run_dir={tmp_path / 'parts'}")
+    torch.manual_seed(99)
+    cli(*options, f"run_dir={tmp_path / 'parts'}")
+    (state, records), (state_parts, records_parts) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert equal(state, state_parts)
+    assert records == records_parts
+    assert [r["iteration"] for r in records] == [0, 2, 4, 6, 8]
 
 
 def test_what_a_model_draws_depends_on_the_seed_alone(dropping):
