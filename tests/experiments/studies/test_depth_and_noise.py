@@ -15,8 +15,9 @@ import run
 from experiments.errors import UserError
 from experiments.runs.study import validate
 from experiments.show.tables import markdown
+from experiments.studies.families import independent, interleaved
 from experiments.studies.gradient_noise import _added, _best
-from experiments.studies.graph_depth import _rate, growth, independent, interleaved
+from experiments.studies.graph_depth import _rate, growth
 from rad.graph import sample_paths
 from rad.measure import gradient_noise
 
