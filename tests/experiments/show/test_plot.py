@@ -6,9 +6,9 @@ import colorsys
 import itertools
 import json
 import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -24,6 +24,14 @@ from experiments.show.figures import convergence_figure, plain_ticks, save, styl
 ROOT = Path(__file__).parents[3]
 
 
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
 def study(write_run, tmp_path):
     """Two methods with two seeds each."""
@@ -33,9 +41,19 @@ def study(write_run, tmp_path):
     return tmp_path / "runs"
 
 
-def plot(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "plot.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def plot(capsys):
+    """Calls scripts/plot.py; returns its exit status and what it printed."""
+    main = runpy.run_path(str(ROOT / "scripts" / "plot.py"))["main"]
+
+    def call(*arguments) -> Done:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = stopped.code
+        return Done(status, *capsys.readouterr())
+
+    return call
 
 
 def labels(figure) -> list[str]:
@@ -174,7 +192,7 @@ def test_style_leaves_no_trace():
         assert mpl.rcParams["font.size"] == 17
 
 
-def test_command_line_writes_all_files_and_the_same_twice(study, tmp_path):
+def test_command_line_writes_all_files_and_the_same_twice(plot, study, tmp_path):
     outputs = []
     for name in ("first", "second"):
         result = plot(study, "--out", tmp_path / name, "--target", "0.2")
@@ -190,7 +208,7 @@ def test_command_line_writes_all_files_and_the_same_twice(study, tmp_path):
     assert curves.groupby("metric").size().to_dict() == {"test_accuracy": 6, "test_loss": 6, "train_loss": 6}
 
 
-def test_command_line_separates_studies(study, write_run, tmp_path):
+def test_command_line_separates_studies(plot, study, write_run, tmp_path):
     write_run("b", data="../other")
     foreign = study / "foreign"
     foreign.mkdir()
@@ -204,7 +222,7 @@ def test_command_line_separates_studies(study, write_run, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "blocked", "target"])
-def test_command_line_errors(case, study, tmp_path):
+def test_command_line_errors(plot, case, study, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     arguments = {
@@ -213,7 +231,7 @@ def test_command_line_errors(case, study, tmp_path):
         "blocked": [study, "--out", tmp_path / "file" / "out"],
         "target": [study, "--target", "-1"],
     }
-    result = plot(*arguments[case], cwd=tmp_path)
+    result = plot(*arguments[case])
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert "error: " in result.stderr.splitlines()[-1]
@@ -221,7 +239,7 @@ def test_command_line_errors(case, study, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_output_is_one_sentence(study, tmp_path):
+def test_unwritable_output_is_one_sentence(plot, study, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     result = plot(study, "--out", locked / "out")
