@@ -102,7 +102,7 @@ within half a percentage point of it.
 """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="of run.py, with lists of methods, budgets and so on")
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tune"), help="folder of trials (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of tables (default: that of the trials)")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one thread each (default %(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     if args.trials < 1 or args.jobs < 1 or args.held_out < 1:
         parser.error(
             f"--trials, --jobs and --held-out must be at least 1, got {args.trials}, {args.jobs}, {args.held_out}"

@@ -13,16 +13,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
+from experiments.labels import BUDGET_FREE
 from experiments.runs.configs import parsed, usual
 
-__all__ = ["BUDGET_FREE", "experiment_name", "label", "passes", "run_directory"]
+__all__ = ["experiment_name", "label", "passes", "run_directory"]
 
 # Settings that do not say what a run computes; a run may be resumed with others. (What `tuned` and `scales` list for
 # the run's own method and size stands in `optimizer`, `iterations` and so on as well.)
 PASSING = ("runs", "run_dir", "device", "threads", "tracker", "tuned", "scale", "scales")
 _PASSING_LEAF = "root"  # of a data set, wherever one stands
 
-BUDGET_FREE = ("exact", "checkpoint")  # methods that read no budget
 _FIRST = ("method", "budget", "seed")
 _FOLDER = ("model", "data")  # name the folder above where no experiment is chosen
 _ASIDE = ("experiment", "debug", "tracker")

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from experiments.errors import UserError, reading
+from experiments.labels import BUDGET_FREE
 from experiments.runs.directory import RunDir, find_runs
-from experiments.runs.naming import BUDGET_FREE
 
 __all__ = ["Progress", "find", "progress"]
 

@@ -15,9 +15,8 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from experiments.errors import UserError
-from experiments.labels import rank
+from experiments.labels import BUDGET_FREE, rank
 from experiments.runs.directory import find_runs
-from experiments.runs.naming import BUDGET_FREE
 
 GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]

@@ -174,17 +174,27 @@ def test_a_process_sees_the_users_python_path_behind_the_projects(tmp_path, monk
     assert (tmp_path / "seen").read_text() == f"{ROOT}{os.pathsep}/users/own"
 
 
-def test_progress_on_a_narrow_terminal_shows_a_bar_and_what_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "tqdm", partial(tqdm, file=sys.stdout, ncols=100, mininterval=0), raising=True)
-    names = [f"smnist_irnn small_batch 0.0035 seed {i}" for i in range(8)]
-    jobs = [job(name, 1, ("-c", "import time; time.sleep(0.4)")) for name in names]
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert run_all(jobs, 4, tmp_path) == []
-    lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().out) if "runs, about" in line]
+@pytest.mark.skipif(sys.platform == "win32", reason="looks at a terminal")
+def test_progress_on_a_terminal_shows_a_bar_and_what_runs(tmp_path, monkeypatch):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    names = [f"smnist_irnn small_batch 0.0035 seed {i}" for i in range(4)]
+    jobs = [job(name, 1, ("-c", "import time; time.sleep(0.3)")) for name in names]
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(runner, "tqdm", partial(tqdm, file=terminal, mininterval=0))
+        assert run_all(jobs, 3, tmp_path) == []
+        said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[A", said) if "runs, about" in line]
     assert lines
     for line in lines:
         assert len(line) <= 100
-        assert re.match(r" *\d+% .{16} \d of 8 runs, about \d+ seconds left", line), line
+        assert re.match(r" *\d+% .{16} \d of 4 runs, about \d+ seconds left", line), line
     assert any(name in line for line in lines for name in names)
 
 

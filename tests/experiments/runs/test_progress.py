@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,9 +16,8 @@ from rich.console import Console
 
 from experiments.errors import UserError
 from experiments.runs.progress import find, progress
-from scripts.status import table
+from scripts.status import main, table
 
-ROOT = Path(__file__).parents[3]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -64,11 +62,12 @@ def test_nothing_to_show_is_said(tmp_path):
         find(tmp_path, START)
 
 
-def test_the_script_shows_a_real_run(cli, tmp_path):
+def test_the_script_shows_a_real_run(cli, tmp_path, monkeypatch, capsys):
     cli("method=exact")
-    environment = os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "scripts/status.py", str(tmp_path / "runs")]
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["scripts/status.py", str(tmp_path / "runs")])
+    main()
+    said = capsys.readouterr().out
     assert re.search(r"mlp-mnist +exact +– +0 +finished +4/4", said)
     assert "1 finished" in said
 
