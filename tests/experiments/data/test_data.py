@@ -65,8 +65,8 @@ def test_a_minibatch_has_its_own_targets_and_comes_from_its_generator(tmp_path):
     # Each image is filled with its label.
     labels = np.arange(200, dtype=np.uint8)
     images = np.broadcast_to(labels[:, None, None], (200, 4, 4)).copy()
-    write_digits(tmp_path, x_train=images, y_train=labels)
-    data = stored("mnist", str(tmp_path), mean=[0.0], std=[1.0])
+    write_digits(tmp_path, x_train=images, x_test=images[:60], y_train=labels)
+    data = stored("mnist", str(tmp_path), mean=[0.0], std=[1.0], classes=200)
     seeds = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
     for draw in (lambda g: data.draw(50, g), lambda g: ((b := data.bootstrap(g)).inputs(b.x_train), b.y_train)):
         (x, y), (again, _), (other, _) = (draw(generator) for generator in seeds)
