@@ -1,6 +1,7 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
 from rad import functional, graph, measure, nn, pde, sketch
+from rad.functional import operation, rule
 from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
@@ -25,8 +26,10 @@ __all__ = [
     "graph",
     "measure",
     "nn",
+    "operation",
     "pde",
     "revert",
+    "rule",
     "sketch",
 ]
 __version__ = "0.1.0"

@@ -156,4 +156,4 @@ def _storage_id(tensor: Tensor) -> int:
 
 
 def _keeps(module: nn.Module) -> str:
-    return module.keeps() if isinstance(module, Converted) else f"exact ({type(module).__name__})"
+    return str(module.recipe.sketch) if isinstance(module, Converted) else f"exact ({type(module).__name__})"

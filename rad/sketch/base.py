@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,16 +117,22 @@ class Sketch(ABC):
 
     budget: float
 
+    # Whether estimates may stand for factors inside a path, whose variances multiply, and not only at its end.
+    serves_factors: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_budget(self.budget)
 
-    def compress(self, x: Tensor, generator: torch.Generator | None = None) -> Compressed:
+    def compress(
+        self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None
+    ) -> Compressed:
         """Summarizes a tensor.
 
         Args:
             x: Tensor ``[n, d]`` of floating point; or a stack ``[m, n, d]`` of them, each with a draw of its own,
                 as the time steps of a loop need.
             generator: CPU generator from which one 64-bit seed is drawn; the global one if ``None``.
+            seed: The seed itself, an int64 scalar on the CPU, in place of a generator.
 
         Returns:
             A summary of at most ``budget`` times the bytes of ``x``, unless that is less than one unit of the
@@ -141,7 +147,8 @@ class Sketch(ABC):
             )
         if self.budget == 1 or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
-        seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+        if seed is None:
+            seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         stack = x if x.dim() == 3 else x[None]
         return Compressed(self._compress(stack, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
 

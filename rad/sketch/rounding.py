@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class Rounding(Sketch):
         Named as future work in §7 of the paper (arXiv:2007.10412).
     """
 
+    serves_factors: ClassVar[bool] = True
+
     group: int = 256
 
     def __post_init__(self) -> None:
@@ -70,8 +73,15 @@ class Rounding(Sketch):
         packed, ranges = compressed.kept
         count, dtype = compressed.shape.numel(), compute_dtype(compressed.dtype)
         bits, size = self.bits(count, compressed.dtype.itemsize), _group_size(count, self.group)
-        estimate = _rebuild(packed, bits, size, ranges, torch.empty(count, dtype=dtype, device=packed.device))
+        dither = compressed.stream().uniform((-(-count // size) + size,), dtype)
+        estimate = _rebuild(packed, bits, size, ranges, dither, torch.empty(count, dtype=dtype, device=packed.device))
         return estimate.view(compressed.shape).to(compressed.dtype)
+
+    def noise(self, compressed: Compressed) -> Tensor:
+        _, ranges = compressed.kept
+        count = compressed.shape.numel()
+        size = _group_size(count, self.group)
+        return (ranges[1].float().square() / 12).repeat_interleave(size)[:count].view(compressed.shape).to(compressed.dtype)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         bits, size = self.bits(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
@@ -147,14 +157,12 @@ def _round(x: Tensor, size: int, bits: int, dither: Tensor) -> tuple[Tensor, Ten
     return levels.copy_(steps.view(-1)[: len(x)]), torch.stack([low, step])
 
 
-def _rebuild(packed: Tensor, bits: int, size: int, ranges: Tensor, out: Tensor) -> Tensor:
+def _rebuild(packed: Tensor, bits: int, size: int, ranges: Tensor, dither: Tensor, out: Tensor) -> Tensor:
     """``low + level · step`` by groups, in ``out`` ``[count]``."""
-    if kernels.usable(out.device, out.dtype):
-        flags = unpack_planes(packed, len(out))
-        kernels.rebuild(flags.numpy(), size, ranges.float().numpy(), out.numpy())
-        return out
     low, step = ranges.to(out.dtype)[:, :, None]
     grouped = _grouped(unpack(packed, bits, len(out)).to(out.dtype), size)
+    groups = len(dither) - size
+    grouped.add_(0.5).sub_((dither[:groups, None] + dither[groups:]).frac_())
     return out.copy_(grouped.mul_(step).add_(low).view(-1)[: len(out)])
 
 

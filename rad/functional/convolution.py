@@ -6,67 +6,154 @@ offsets of the kernel (its height times its width), ``k`` kept input positions, 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad.functional.autocast import autocast
-from rad.functional.geometry import Extent, Pair, pair, stand_in
-from rad.sketch import Compressed, Sketch, kernels, load, save
+from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.registry import rule
+from rad.sketch import kernels
 from rad.sketch.rounding import compute_dtype
 
-__all__ = ["conv2d"]
+__all__ = ["convolution"]
 
 _CHUNK = 2**19  # elements of gathered gradients held at a time: a few MB, which a processor's cache holds
 
 
-def conv2d(
-    x: Tensor,
+def _register(function: Any, dims: int, transposed: bool) -> None:
+    names = ("input", "weight", "bias", "stride", "padding", *(("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")))
+    defaults = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+
+    @rule(function)
+    def answer(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+        given = defaults | dict(zip(names, args, strict=False)) | kwargs
+        return convolution(call, function, dims, transposed, **given)
+
+
+def convolution(
+    call: Call,
+    function: Any,
+    dims: int,
+    transposed: bool,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stride: Extent,
     padding: Extent | str,
+    output_padding: Extent,
     dilation: Extent,
     groups: int,
-    sketch: Sketch,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A convolution, exact forwards, with a weight gradient formed from a sketch of ``x``.
+    """A convolution or transposed convolution over ``dims`` dimensions, with a weight gradient from a summary of ``x``.
 
     The sketch summarizes the positions of each channel: its matrix has the ``n · c`` channels for rows and their
     ``h · w`` positions for features, as in the paper. Where all rows keep the same few positions, the weight gradient
-    is computed from them alone. The gradients of ``x`` and ``bias`` are exact (§4.2). Without a gradient to come
-    nothing is sketched or drawn.
+    of a plain 2d convolution is computed from them alone. The gradients of input and bias are exact (§4.2).
 
     Args:
-        x: Images ``[n, c, h, w]``, or one image ``[c, h, w]``.
-        weight: ``[o, c / groups, height, width]``.
+        call: The call that is answered.
+        function: The torch function, such as ``torch.nn.functional.conv2d``.
+        dims: Dimensions of space.
+        transposed: Whether it is a transposed convolution.
+        input: Images ``[n, c, h, w]``, or one image ``[c, h, w]``.
+        weight: ``[o, c / groups, height, width]``; transposed ``[c, o / groups, height, width]``.
         bias: ``[o]`` or ``None``.
-        stride: Of the kernel; a pair is for height and width, here and below.
+        stride: Of the kernel, for all dimensions or each, here and below.
         padding: Zeros on each side, ``"valid"`` for none or ``"same"`` for as many as keep the size.
+        output_padding: Of a transposed convolution: what is added to the size of the output.
         dilation: Distance between the offsets of the kernel.
         groups: Into how many the channels are divided.
-        sketch: The summary of ``x`` to keep.
-        generator: CPU generator of the sketch's seeds; the global one if ``None``.
 
     Returns:
-        Output ``[n, o, y, x]`` or ``[o, y, x]``, bit for bit that of ``torch.nn.functional.conv2d``.
-
-    Raises:
-        TypeError: If ``x`` is not of floating point.
-        RuntimeError: By PyTorch, if shapes do not fit: the number of channels, or an image smaller than the kernel.
+        What ``function`` returns, bit for bit.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"conv2d takes images of floating point, got {x.dtype}; convert them, for example by x.float()")
-    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    batch = x[None] if x.dim() == 3 else x
-    out = _Conv2d.apply(batch, weight, bias, stride, padding, dilation, groups, sketch, generator)
-    return out.squeeze(0) if x.dim() == 3 else out
+    if input.dim() not in (dims + 1, dims + 2) or weight.dim() != dims + 2:
+        return NotImplemented  # the stock function says what is wrong
+    call.cast = autocast
+    single = input.dim() == dims + 1
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if transposed:
+        options["output_padding"] = output_padding
+    out = _convolution(call, input[None] if single else input, weight, bias, function, transposed, options)
+    return out.squeeze(0) if single else out
+
+
+@operation
+def _convolution(
+    keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None, function: Any, transposed: bool, options: dict[str, Any]
+) -> Any:
+    out = function(x, weight, bias, **options)  # checks all shapes
+    wants_bias, shape, sizes = keep.wants(bias), x.shape, weight.shape
+    x_ = keep.end(x, weight, math.prod(shape[2:]))
+    weight_ = keep.factor(weight, keep.wants(x))
+    planar = not transposed and len(shape) == 4
+    geometry = _Geometry.of(x, weight, **options) if planar else None
+    moves = None if planar else _moves(sizes, transposed, **options)
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = autocast(grad)
+        # The weight first: the dense estimate that it may need is gone when the gradient of the input is formed.
+        grad_weight = grad_x = None
+        if geometry is not None:
+            grad_weight = None if x_ is None else _grad_weight(kept[x_], grad, geometry)
+            grad_x = None if weight_ is None else _grad_input(kept.dense(weight_).to(grad.dtype), grad, geometry)
+        else:
+            if x_ is not None:
+                operands = kept.dense(x_).to(grad.dtype), stand_in(sizes, grad)
+                grad_weight = _stock_backward(grad, *operands, moves, [False, True, False])[1]
+            if weight_ is not None:
+                operands = stand_in(shape, grad), kept.dense(weight_).to(grad.dtype)
+                grad_x = _stock_backward(grad, *operands, moves, [True, False, False])[0]
+        return grad_x, grad_weight, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
+
+    return out, backward
+
+
+class _Moves(NamedTuple):
+    """The arguments of PyTorch's own gradient; ``extra`` columns and rows of zeros come behind the input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    extra: tuple[int, ...]
+
+
+def _moves(
+    weight: torch.Size, transposed: bool, stride: Extent, padding: Extent | str, dilation: Extent, groups: int, output_padding: Extent = 0
+) -> _Moves:
+    dims = len(weight) - 2
+    around, extra = _around(weight, padding, dilation)
+    return _Moves(
+        extents(stride, dims), around, extents(dilation, dims), transposed, extents(output_padding, dims), groups, extra
+    )
+
+
+def _around(weight: torch.Size, padding: Extent | str, dilation: Extent) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zeros before the input along each dimension, and how many more there are behind it, as ``"same"`` may need."""
+    dims = len(weight) - 2
+    if padding != "same":
+        return extents(0 if isinstance(padding, str) else padding, dims), (0,) * dims
+    total = [d * (size - 1) for d, size in zip(extents(dilation, dims), weight[2:], strict=True)]
+    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+
+
+def _stock_backward(grad: Tensor, x: Tensor, weight: Tensor, moves: _Moves, mask: list[bool]) -> tuple[Tensor, ...]:
+    size = x.shape
+    if any(moves.extra):
+        x = F.pad(x, [n for extra in reversed(moves.extra) for n in (0, extra)])
+    grads = torch.ops.aten.convolution_backward(grad, x, weight, None, *moves[:-1], mask)
+    if mask[0] and any(moves.extra):
+        for axis, length in enumerate(size[2:], 2):
+            grads = (grads[0].narrow(axis, 0, length), *grads[1:])
+    return grads
 
 
 class _Geometry(NamedTuple):
@@ -88,46 +175,8 @@ class _Geometry(NamedTuple):
     def of(
         cls, x: Tensor, weight: Tensor, stride: Extent, padding: Extent | str, dilation: Extent, groups: int
     ) -> _Geometry:
-        around, extra = 0, 0
-        if padding == "same":
-            total = [d * (size - 1) for d, size in zip(pair(dilation), weight.shape[2:], strict=True)]
-            around, extra = [t // 2 for t in total], [t % 2 for t in total]
-        elif not isinstance(padding, str):
-            around = padding
+        around, extra = _around(weight.shape, padding, dilation)
         return cls(x.shape, weight.shape, pair(stride), pair(around), pair(extra), pair(dilation), groups)
-
-
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Any,
-        padding: Any,
-        dilation: Any,
-        groups: int,
-        sketch: Sketch,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # checks all shapes
-        ctx.sketch = sketch
-        ctx.geometry = _Geometry.of(x, weight, stride, padding, dilation, groups)
-        rows = x.reshape(-1, x.shape[2] * x.shape[3])
-        compressed = sketch.compress(rows, generator) if ctx.needs_input_grad[1] else None
-        save(ctx, compressed, weight if ctx.needs_input_grad[0] else None)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        compressed, weight = load(ctx)
-        # The weight first: the dense estimate that it may need is gone when the gradient of the input is formed.
-        grad_weight = None if compressed is None else _grad_weight(ctx.sketch, compressed, grad_out, ctx.geometry)
-        grad_x = None if weight is None else _grad_input(weight, grad_out, ctx.geometry)
-        grad_bias = grad_out.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, *[None] * 6
 
 
 def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
@@ -142,8 +191,8 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
     return grad[:, :, : to.input[2], : to.input[3]]
 
 
-def _grad_weight(sketch: Sketch, compressed: Compressed, grad_out: Tensor, to: _Geometry) -> Tensor:
-    index, values = sketch.columns(compressed)
+def _grad_weight(summary: Summary, grad_out: Tensor, to: _Geometry) -> Tensor:
+    index, values = summary.columns()
     if index is not None:
         return _grad_weight_at(index, values.view(*to.input[:2], -1), grad_out, to)
     x = values.view(to.input)
@@ -205,3 +254,8 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
         return out
     picked = rows.index_select(2, index.clamp(min=0).view(-1)).view(b, o, q, j)
     return picked.masked_fill_(index < 0, 0).permute(1, 2, 0, 3).contiguous()
+
+
+for _dims in (1, 2, 3):
+    _register(getattr(F, f"conv{_dims}d"), _dims, transposed=False)
+    _register(getattr(F, f"conv_transpose{_dims}d"), _dims, transposed=True)

@@ -1,0 +1,124 @@
+"""How the calls of a converted module are seen.
+
+Each module of a converted model runs with a ``TorchFunctionMode`` of its own, which knows the module's name and sketch and
+answers what the module itself calls; modules inside it answer for themselves. Whatever a call does inside is not seen
+again, except for Python functions of ``torch.nn.functional`` without a rule of their own: these are opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from rad.functional import RULES, Call, Sharing
+from rad.functional.registry import by_name, dispatch, name_of
+from rad.nn.seeds import Seeds
+from rad.sketch import Sketch
+
+__all__ = ["Recipe", "Rules", "watchers"]
+
+# Called with module and function names around every call that a converted module makes; see ``rad.measure``.
+watchers: list[Callable[[str, str], None]] = []
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a converted module forms its gradients.
+
+    Attributes:
+        name: The module's name in the model that was converted.
+        sketch: The summary that is kept; ``None`` where everything is left to PyTorch.
+        seeds: Of the summaries, shared by all modules of one conversion.
+        sharing: Of summaries within one forward pass, likewise.
+    """
+
+    name: str
+    sketch: Sketch | None
+    seeds: Seeds
+    sharing: Sharing
+
+    def call(self) -> Call:
+        """A new call."""
+        assert self.sketch is not None
+        return Call(self.sketch, self.seeds.next, self.sharing)
+
+
+class Rules(TorchFunctionMode):
+    """While it is entered, torch functions are answered by the rules of ``rad.functional``.
+
+    Args:
+        recipe: Which summaries are kept and whose draws they take.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answers a call; see ``TorchFunctionMode``."""
+        kwargs = kwargs or {}
+        recipe = self.recipe
+        if recipe.sketch is None:
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            if func in RULES:
+                with torch._C.DisableTorchFunction():
+                    return traced(name_of(func), repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if func not in RULES and _opens(func):
+            with self:
+                return opened(func)(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            for watcher in watchers:
+                watcher(recipe.name, name_of(func))
+            return dispatch(recipe.call, func, args, kwargs)
+
+
+_OPENED = {"torch.nn.functional", "torch.functional"}
+
+
+@functools.cache
+def _opens(func: Any) -> bool:
+    return isinstance(func, types.FunctionType) and func.__module__ in _OPENED
+
+
+@functools.cache
+def opened(func: types.FunctionType) -> Callable[..., Any]:
+    """A Python function of PyTorch's that does not ask whether it is overridden, for it was asked already.
+
+    The functions that it calls ask for themselves.
+    """
+    blind = {name: _no for name in func.__globals__ if name.startswith("has_torch_function")}
+    copy = types.FunctionType(
+        func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _no(*_: Any) -> bool:
+    return False
+
+
+_SKETCHES: dict[str, Sketch] = {}
+
+
+def known(sketch: Sketch) -> None:
+    """Lets traced calls find the sketch by its description."""
+    _SKETCHES.setdefault(repr(sketch), sketch)
+
+
+@torch._dynamo.allow_in_graph
+def traced(function: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A call as one node of a traced graph, whose arguments can be written down; no frame inside is traced."""
+    call = functools.partial(Call, _SKETCHES[sketch], lambda: seed)
+    return dispatch(call, by_name(function), args, kwargs)

@@ -1,0 +1,45 @@
+"""Seeds for the summaries of a converted model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["Seeds"]
+
+_RANK = 1 << 52  # between the seeds of two processes
+
+
+class Seeds:
+    """One seed after the other, from a state that can be saved; no global generator is touched.
+
+    Where a process group exists each of its ranks has seeds of its own, whatever they started from.
+
+    Args:
+        first: Where to start: a number, a generator from which one is drawn, or ``None`` for the seed with which the
+            global generator was initialized, which is only read.
+    """
+
+    def __init__(self, first: int | torch.Generator | None = None) -> None:
+        if not isinstance(first, torch.Generator):
+            # Drawn, so that neighbouring numbers lead to seeds far apart.
+            first = torch.Generator().manual_seed(torch.initial_seed() if first is None else first)
+        start = int(torch.randint(2**51 - 1, (), generator=first, device=first.device))
+        self._state = torch.tensor(start - 2**50, dtype=torch.int64)
+
+    def next(self) -> Tensor:
+        """A seed that was not given before, int64 scalar on the CPU."""
+        seed = self._state.clone()
+        self._state.add_(1)
+        if dist.is_available() and dist.is_initialized():
+            seed = seed + dist.get_rank() * _RANK
+        return seed
+
+    def get_state(self) -> Tensor:
+        """Where the seeds have got to; ``set_state`` goes on from there, bit for bit."""
+        return self._state.clone()
+
+    def set_state(self, state: Tensor) -> None:
+        """Goes on from what ``get_state`` returned."""
+        self._state.copy_(state)
