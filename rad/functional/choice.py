@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.operation import Call, Keep, Kept, in_place, operation
 from rad.functional.registry import named, rule
 from rad.sketch import tracing
 
@@ -19,12 +19,12 @@ __all__ = ["choose", "dropout", "masked_fill", "relu", "where"]
 @rule(F.relu, torch.relu, Tensor.relu)
 def relu(call: Call, input: Tensor, inplace: bool = False) -> Tensor:
     """``max(x, 0)``; keeps one bit per entry (§4.2 of the paper)."""
-    return _relu(call, input, inplace)
+    return in_place(lambda inplace: _relu(call, input, inplace), input, inplace)
 
 
 @rule(F.relu_, torch.relu_, Tensor.relu_)
 def _relu_inplace(call: Call, input: Tensor) -> Tensor:
-    return _relu(call, input, True)
+    return relu(call, input, True)
 
 
 @operation
@@ -40,17 +40,21 @@ def _relu(keep: Keep, x: Tensor, inplace: bool) -> Any:
     return out, backward
 
 
-@operation
 def choose(
-    keep: Keep,
+    call: Call,
     x: Tensor,
     function: Callable[[Tensor], Tensor],
     chosen: Callable[[Tensor], Tensor],
     low: float = 0.0,
     high: float = 1.0,
     inplace: bool = False,
-) -> Any:
+) -> Tensor:
     """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps one bit per entry."""
+    return in_place(lambda inplace: _choose(call, x, function, chosen, low, high, inplace), x, inplace)
+
+
+@operation
+def _choose(keep: Keep, x: Tensor, function: Any, chosen: Any, low: float, high: float, inplace: bool) -> Any:
     bits_ = keep.packed(tracing.pack(chosen(x), 1), x.shape)
     out = function(x)
     if inplace:
@@ -170,7 +174,7 @@ _register_channels()
 def _dropout(call: Call, x: Tensor, function: Any, p: float, training: bool, inplace: bool, dims: int) -> Tensor:
     if not training or not 0 < p < 1:
         return NotImplemented  # nothing is drawn, or the stock function says what is wrong
-    return _drop(call, x, function, p, inplace, dims)
+    return in_place(lambda inplace: _drop(call, x, function, p, inplace, dims), x, inplace)
 
 
 @operation

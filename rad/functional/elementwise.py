@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Handle, Keep, Kept, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, in_place, operation
 from rad.functional.registry import named, rule
 
 __all__ = ["divide", "elementwise", "gated", "multiply"]
@@ -35,7 +35,9 @@ def elementwise(
     """
     if not call.sketch.serves_factors or any(isinstance(v, Tensor) for v in options.values()):
         return NotImplemented
-    return _elementwise(call, function, options, inplace, *operands)
+    return in_place(
+        lambda inplace: _elementwise(call, function, options, inplace, *operands), operands[0], inplace
+    )
 
 
 @operation

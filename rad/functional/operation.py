@@ -33,7 +33,7 @@ from rad.functional.sharing import Sharing
 from rad.sketch import Compressed, Sketch, tracing
 from rad.sketch.bits import pack, unpack
 
-__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "operation"]
+__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "in_place", "operation"]
 
 # What is not larger than this is kept as it is: a summary with its seed and ranges would hardly be smaller.
 _SMALL = 256
@@ -232,6 +232,17 @@ class Kept:
 def differentiable(*args: Any) -> bool:
     """Whether a gradient is to come for any of these arguments, or those inside lists among them."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
+
+
+def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Tensor:
+    """``run(inplace)``; a view is overwritten by a copy, for autograd allows no other way.
+
+    Args:
+        run: An operation on ``input`` that overwrites it if given ``True``.
+        input: What is overwritten.
+        inplace: Whether to.
+    """
+    return input.copy_(run(False)) if inplace and input._is_view() else run(inplace)
 
 
 def _tensors(args: Any) -> Iterator[Tensor]:
