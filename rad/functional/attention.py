@@ -76,7 +76,7 @@ def _attention(
     blocks = _blocks(q.shape, k.shape[-2], causal)
     shapes = q.shape, k.shape, v.shape
     groups = q.shape[1] // k.shape[1]
-    again = _cheaper_again(keep.sketch.budget, q, k, blocks)
+    again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
     q_ = keep.exact(q) if again else keep.factor(q, wants_k)
     k_ = keep.exact(k) if again else keep.factor(k, wants_q)
     v_ = keep.factor(v, factors)
@@ -201,7 +201,7 @@ def _summed(x: Tensor, groups: int) -> Tensor:
     return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)
 
 
-def _cheaper_again(budget: float, q: Tensor, k: Tensor, blocks: list[_Block]) -> bool:
+def _cheaper_again(fraction: float, q: Tensor, k: Tensor, blocks: list[_Block]) -> bool:
     """Whether exact queries and keys take less than rounded ones with rounded probabilities."""
     exact = q.numel() + k.numel()
     heads = q.shape[1]
@@ -209,4 +209,4 @@ def _cheaper_again(budget: float, q: Tensor, k: Tensor, blocks: list[_Block]) ->
         heads * (block.examples.stop - block.examples.start) * (block.rows.stop - block.rows.start) * block.keys.stop
         for block in blocks
     )
-    return exact < budget * (probabilities + exact)
+    return exact < fraction * (probabilities + exact)

@@ -248,7 +248,7 @@ def _outputs_met(index: Tensor, size: torch.Size, to: _Geometry) -> Tensor:
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """``rows`` ``[b, o, y · x]`` at the places ``index`` ``[q, j]``, zero at negative ones; ``[o, q, b, j]``."""
     (b, o), (q, j) = rows.shape[:2], index.shape
-    if kernels.usable(rows.device, rows.dtype):
+    if kernels.usable(rows):
         out = rows.new_empty(o, q, b, j)
         kernels.gather(rows.numpy(), index.numpy(), out.numpy())
         return out

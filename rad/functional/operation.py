@@ -114,6 +114,11 @@ class Keep:
         """The sketch of this call."""
         return self._call.sketch
 
+    @property
+    def serves_factors(self) -> bool:
+        """Whether the sketch serves factors inside a path, and not only its end."""
+        return self.sketch.serves_factors and not self.sketch.exact
+
     def wants(self, tensor: Tensor | None) -> bool:
         """Whether a gradient of this argument is asked for."""
         return tensor is not None and self._wanted.get(id(tensor), False)
@@ -160,7 +165,7 @@ class Keep:
         """
         if not wanted:
             return None
-        if self.is_leaf(tensor) or not self.sketch.serves_factors or tensor.nbytes <= _SMALL:
+        if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
             return self.exact(tensor)
         return self._sketch(tensor, features, None)
 

@@ -104,7 +104,7 @@ class _RNN(torch.autograd.Function):
         ctx.sketch, ctx.tanh, ctx.reverse, ctx.x_shape = sketch, tanh, reverse, x.shape
         ctx.spans = _spans(len(x), h0.nbytes, reverse)
         wants_x, _, wants_ih, wants_hh = ctx.needs_input_grad[:4]
-        keep = tanh or (wants_hh and sketch.budget == 1)
+        keep = tanh or (wants_hh and sketch.exact)
         x_sketch = Exact() if x.shape[2] == 1 else sketch
         h_sketch = Exact() if keep else sketch
 

@@ -84,7 +84,7 @@ class Compressed:
     def stream(self) -> Stream:
         """The random numbers that ``compress`` used, from their beginning."""
         assert self.seed is not None, "an exact summary holds no randomness"
-        return Stream(int(self.seed), self.device)
+        return Stream(self.seed, self.device)
 
     def split(self) -> tuple[tuple[Tensor, ...], Layout]:
         """The tensors to save for the backward pass, and what ``join`` needs besides them."""
@@ -145,12 +145,12 @@ class Sketch(ABC):
             raise ValueError(
                 f"a sketch summarizes a floating-point matrix [n, d] or stack [m, n, d], got {x.dtype} {list(x.shape)}"
             )
-        if self.budget == 1 or x.numel() == 0:
+        if self.exact or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
         if seed is None:
             seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         stack = x if x.dim() == 3 else x[None]
-        return Compressed(self._compress(stack, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
+        return Compressed(self._compress(stack, Stream(seed, x.device)), seed, x.shape, x.dtype)
 
     def expand(self, compressed: Compressed) -> Tensor:
         """Rebuilds an estimate of the shape of ``x`` with ``E[expand(compress(x))] = x``."""
@@ -195,10 +195,37 @@ class Sketch(ABC):
         Raises:
             NotImplementedError: If the sketch has no closed form.
         """
-        if self.budget == 1 or x.numel() == 0:
+        if self.exact or x.numel() == 0:
             return torch.zeros((), dtype=torch.float64, device=x.device)
         x, grad_out = (t if t.dim() == 3 else t[None] for t in (x, grad_out))
         return self._variance(x, grad_out.double())
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tensor itself is kept."""
+        return self.budget == 1
+
+    def fraction(self, itemsize: int) -> float:
+        """The share of a large tensor's bytes that is kept, for elements of ``itemsize`` bytes."""
+        return self.budget
+
+    def noise(self, compressed: Compressed) -> Tensor:
+        """The variance of each element of ``expand(compressed)``, known without the values; errors are independent in pairs.
+
+        With it a term that is quadratic in the estimate is corrected: ``E[x̂_i²] = x_i² + noise_i``.
+
+        Returns:
+            Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.
+
+        Raises:
+            TypeError: If the sketch cannot say.
+        """
+        if compressed.exact:
+            return compressed.kept[0].new_zeros(())
+        raise TypeError(
+            f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second order "
+            "need; use rad.Rounding, or leave the operation exact"
+        )
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:

@@ -73,20 +73,22 @@ def unpack_planes(packed: Tensor, count: int) -> Tensor:
 
 
 def pack_positive(x: Tensor) -> Tensor:
-    """``pack(x > 0, bits=1)``."""
-    if kernels.usable(x.device, x.dtype):
+    """``pack(~(x <= 0), bits=1)``: where ReLU passes a gradient on."""
+    if kernels.usable(x):
         packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8, device=x.device)
         kernels.pack_positive(x.detach().numpy().reshape(-1), packed.numpy().reshape(-1))
         return packed
-    return pack(x > 0, bits=1)
+    return pack(~(x <= 0), bits=1)
 
 
 def masked(x: Tensor, packed: Tensor) -> Tensor:
     """``x`` where the bits of ``pack(mask, bits=1)`` are set and 0 elsewhere."""
-    if kernels.usable(x.device, x.dtype):
+    if kernels.usable(x):
         x = x.contiguous()
         out = torch.empty_like(x)
-        kernels.masked(x.numpy().reshape(-1), packed.numpy().reshape(-1), out.numpy().reshape(-1))
+        words = np.uint32 if x.dtype == torch.float32 else np.uint64
+        source, target = (t.detach().numpy().reshape(-1).view(words) for t in (x, out))
+        kernels.masked(source, packed.numpy().reshape(-1), target)
         return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 

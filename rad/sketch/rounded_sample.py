@@ -10,7 +10,7 @@ from torch import Tensor
 from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.random import Stream
-from rad.sketch.rounding import RANGE_BYTES, bernoulli, check_group, compute_dtype, stored_range
+from rad.sketch.rounding import RANGE_BYTES, check_group, compute_dtype, stored_range
 from rad.sketch.sample import systematic
 
 __all__ = ["RoundedSample"]
@@ -21,9 +21,8 @@ class RoundedSample(Sketch):
     """Keeps ``k`` of the ``d`` features of each row in ``b`` bits: of the pairs within the budget, the least variance.
 
     The total variance of ``grad_outᵀ x̂`` is ``(d/k − 1) Σ_b ‖x_b‖² ‖grad_out_b‖²`` for the sampling (without
-    replacement, with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i f (1 − f) step²`` for the
-    rounding of element ``i`` at a fraction ``f`` of a step. ``b`` minimizes that for rows of equal ``‖grad_out_b‖``
-    and the average ``1/6`` of ``f (1 − f)``; it depends on the tensor, but on no random number, and can be told from
+    replacement, with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i step²/12`` for the
+    rounding, with the replayed dither of ``Rounding``. ``b`` minimizes that for rows of equal ``‖grad_out_b‖``; it depends on the tensor, but on no random number, and can be told from
     the summary. With ``k = d`` it is plain rounding; sampling adds budgets below one bit and between two numbers of
     bits.
 
@@ -65,7 +64,7 @@ class RoundedSample(Sketch):
             if k == 0:
                 break
             widths = torch.sub(*reversed(_group_ranges(low, high, self._sharing(k)))).double()
-            rounding = widths.square().mean().item() / (6 * (2**bits - 1) ** 2)
+            rounding = widths.square().mean().item() / (12 * (2**bits - 1) ** 2)
             variance = (d / k - 1) * power + d / k * rounding
             if choice is not None and not variance < best:  # it is convex in the bits
                 break
@@ -80,11 +79,10 @@ class RoundedSample(Sketch):
         kept = kept.gather(2, systematic(d, k, (m, n), stream)).view(-1, k) if k < d else kept.reshape(-1, d)
         low, step = self._ranges(x, k, bits)
         # Any two sums of a number for a group and one for a place in it are independent: see ``Rounding``.
-        by_group = _by_rows(stream.uniform((len(low),), kept.dtype), shared, m * n)
-        by_place = stream.uniform((shared, k), kept.dtype).repeat(len(low), 1)[: m * n]
+        dither = self._dither(stream, len(low), k, m * n, kept.dtype)
         inverse = _by_rows(step.to(kept.dtype).reciprocal(), shared, m * n)
         steps = (kept - _by_rows(low.to(kept.dtype), shared, m * n)).mul_(inverse)
-        levels = steps.add_((by_group + by_place).frac_()).to(torch.int32)
+        levels = steps.add_(dither).nan_to_num_(0, 0, 0).to(torch.int32)
         return pack(levels, bits), torch.stack([low, step])
 
     def _expand(self, compressed: Compressed) -> Tensor:
@@ -92,18 +90,26 @@ class RoundedSample(Sketch):
         bits, itemsize = len(packed), compressed.dtype.itemsize
         k = self.rank(compressed.stack, itemsize, bits) or self._floor(compressed.stack, itemsize)
         low, step = (_by_rows(t, self._sharing(k), m * n) for t in ranges.to(compute_dtype(compressed.dtype)))
+        stream = compressed.stream()
+        index = systematic(d, k, (m, n), stream) if k < d else None
         levels = unpack(packed, bits, m * n * k).view(-1, k).to(low.dtype)
+        levels.add_(0.5).sub_(self._dither(stream, ranges.shape[1], k, m * n, low.dtype))
         values = levels.mul_(step).add_(low).mul_(d / k).view(m, n, k)
-        if k == d:
+        if index is None:
             return values.to(compressed.dtype)
-        index = systematic(d, k, (m, n), compressed.stream())
         return values.new_zeros(m, n, d).scatter_(2, index, values).to(compressed.dtype)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         (m, n, d), (k, bits) = x.shape, self.split(x)
-        ranges = (_by_rows(t.double(), self._sharing(k), m * n) for t in self._ranges(x, k, bits))
-        rounding = bernoulli(x.reshape(-1, d).to(compute_dtype(x.dtype)), *ranges).sum(1).view(m, n)
+        _, step = self._ranges(x, k, bits)
+        rounding = _by_rows(step.double().square_().mul_(d / 12), self._sharing(k), m * n).view(m, n)
         return (d / k - 1) * incoherent(x, grad_out) + d / k * (rounding * grad_out.square().sum(2)).sum()
+
+    def _dither(self, stream: Stream, groups: int, k: int, rows: int, dtype: torch.dtype) -> Tensor:
+        """Uniform numbers ``[rows, k]``, any two independent: sums of one for a group and one for a place in it."""
+        shared = self._sharing(k)
+        by_group = _by_rows(stream.uniform((groups,), dtype), shared, rows)
+        return (by_group + stream.uniform((shared, k), dtype).repeat(groups, 1)[:rows]).frac_()
 
     def _ranges(self, x: Tensor, k: int, bits: int) -> tuple[Tensor, Tensor]:
         """Stored lowest values and steps of all groups."""

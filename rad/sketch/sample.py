@@ -95,7 +95,7 @@ class Sample(Sketch):
         d, k = compressed.shape[-1], index.shape[-1]
         values, index = values.reshape(-1, k), index.view(-1, k)
         dense = values.new_zeros(rows, d)
-        if kernels.usable(values.device, values.dtype):
+        if kernels.usable(values):
             kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(d / k), dense.numpy())
             return dense
         index = index.repeat_interleave(len(values) // len(index), 0)

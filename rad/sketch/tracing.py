@@ -29,7 +29,7 @@ def traced(x: Tensor) -> bool:
 
 def compress(sketch: Sketch, x: Tensor, seed: Callable[[], Tensor]) -> Compressed:
     """``sketch.compress(x, seed=seed())``; no seed is taken where the summary is exact."""
-    if sketch.budget == 1 or x.numel() == 0:
+    if sketch.exact or x.numel() == 0:
         return Compressed((x,), None, x.shape, x.dtype)
     if not traced(x):
         return sketch.compress(x.detach(), seed=seed())
