@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,7 +192,7 @@ def _round(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[Tensor, Te
         ranges = torch.empty(2, groups, dtype=torch.float32)
         values = x.detach().numpy()
         kernels.shared(
-            kernels.round_groups, groups, size, values, *_words(values), size, width,
+            kernels.round_groups, groups, size, values, size, width,
             *(values.dtype.type(number) for number in _stretch(width)),
             dither.numpy(), packed.numpy(), ranges.numpy(),
         )  # fmt: skip
@@ -219,11 +218,6 @@ def _rebuild(packed: Tensor, size: int, ranges: Tensor, dither: Tensor, out: Ten
     grouped = _grouped(unpack(packed, len(packed), len(out)).to(out.dtype), size)
     grouped.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())
     return out.copy_(grouped.mul_(step).add_(low).view(-1)[: len(out)])
-
-
-def _words(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The bits of floating-point numbers, and how many of them are of the mantissa."""
-    return (values.view(np.uint32), 23) if values.dtype == np.float32 else (values.view(np.uint64), 52)
 
 
 def _grouped(x: Tensor, size: int) -> Tensor:
