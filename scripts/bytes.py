@@ -1,7 +1,7 @@
 """Bytes that autograd holds for nets that people use, converted, against PyTorch's own.
 
-    python scripts/bytes.py                                  # all nets, rad.Rounding(0.1), into runs/bytes.md
-    python scripts/bytes.py --nets resnet18,gpt2 --bits 2
+python scripts/bytes.py                                  # all nets, rad.Rounding(0.1), into runs/bytes.md
+python scripts/bytes.py --nets resnet18,gpt2 --bits 2
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if __name__ == "__main__":
         stock = rad.measure.saved_bytes(case.loss)
         rad.convert(case.model, rad.Rounding(args.budget))
         few = rad.measure.saved_bytes(case.loss)
-        print(f"{name:20s} {case.describe:20s} {stock.total:14,} {few.total:14,} {few.total / stock.total:.4f}", flush=True)
+        print(
+            f"{name:20s} {case.describe:20s} {stock.total:14,} {few.total:14,} {few.total / stock.total:.4f}",
+            flush=True,
+        )
         if args.ledger:
             print(few)

@@ -26,6 +26,7 @@ from experiments.show.figures import method_style, save, style
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
 from rad.measure import gradient_noise, gradients
+from rad.nn import Seeds
 from rad.sketch import check_budget
 
 __all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "ratio"]
@@ -138,7 +139,7 @@ def _case(
     numbers = generator(config.seed, f"{net} {phase} {method.name} {budget}")
     size = method.batch_size(at.model, at.batch, at.data.loss)
     batch = at.batch[0][:size].clone(), at.batch[1][:size].clone()
-    model = method.prepare(copy.deepcopy(at.model), numbers)
+    model = method.prepare(copy.deepcopy(at.model), Seeds(numbers))
 
     def loss() -> Tensor:
         # A smaller batch is random by its examples, a sketch by its draw for the batch at hand.

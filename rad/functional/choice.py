@@ -49,7 +49,7 @@ def choose(
     high: float = 1.0,
     inplace: bool = False,
 ) -> Tensor:
-    """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps one bit per entry."""
+    """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps one bit an entry."""
     return in_place(lambda inplace: _choose(call, x, function, chosen, low, high, inplace), x, inplace)
 
 
@@ -247,7 +247,9 @@ def _register_extremes() -> None:
     ]:
 
         @rule(function)
-        def answer(call: Call, input: Tensor, other: Tensor, _function: Any = function, _chosen: Any = chosen) -> Tensor:
+        def answer(
+            call: Call, input: Tensor, other: Tensor, _function: Any = function, _chosen: Any = chosen
+        ) -> Tensor:
             return _extreme(call, input, other, _function, _chosen)
 
 

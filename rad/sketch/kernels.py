@@ -40,7 +40,7 @@ enabled = numba is not None
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether the loops can take a tensor: numba is there, it has memory on the CPU and is neither in half precision nor stands for another."""
+    """Whether the loops can take a tensor: numba is there, and it lies on the CPU, not in half precision."""
     return enabled and type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in _DTYPES
 
 
@@ -214,9 +214,9 @@ def _to_bfloat16(bits):
 def round_groups(x, size, width, stretch, tiny, dither, packed, ranges, first, last):
     """Randomized rounding of the groups ``first`` to ``last`` of ``x``, packed; see ``Rounding`` for what it computes.
 
-    ``ranges`` is float32 ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per group,
-    then one per place in a group; ``stretch`` turns a group's width into its step. ``first`` is a multiple of 8, so that
-    bytes are whole.
+    ``ranges`` is float32 ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per
+    group, then one per place in a group; ``stretch`` turns a group's width into its step. ``first`` is a multiple of 8,
+    so that bytes are whole.
     """
     bits = ranges.view(np.uint32)
     by_place = dither[ranges.shape[1] :]
