@@ -49,7 +49,7 @@ def choose(
     high: float = 1.0,
     inplace: bool = False,
 ) -> Tensor:
-    """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps one bit an entry."""
+    """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps a bit an entry."""
     return in_place(lambda inplace: _choose(call, x, function, chosen, low, high, inplace), x, inplace)
 
 

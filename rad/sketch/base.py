@@ -210,7 +210,8 @@ class Sketch(ABC):
     def noise(self, compressed: Compressed) -> Tensor:
         """The variance of each element of ``expand(compressed)``, known without the values.
 
-        Errors are independent in pairs. With it a term that is quadratic in the estimate is corrected: ``E[x̂_i²] = x_i² + noise_i``.
+        Errors are independent in pairs. With it a term that is quadratic in the estimate is corrected:
+        ``E[x̂_i²] = x_i² + noise_i``.
 
         Returns:
             Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.

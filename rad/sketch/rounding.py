@@ -69,7 +69,7 @@ class Rounding(Sketch):
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.bits is None):
             raise TypeError(
-                f"Rounding takes either a budget or bits, got budget={self.budget!r} and bits={self.bits!r}; "
+                f"either a budget must be given or bits, got budget={self.budget!r} and bits={self.bits!r}; "
                 "for example Rounding(0.1) or Rounding(bits=3)"
             )
         if self.budget is not None:
