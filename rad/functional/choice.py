@@ -181,7 +181,9 @@ def _dropout(call: Call, x: Tensor, function: Any, p: float, training: bool, inp
 def _drop(keep: Keep, x: Tensor, function: Any, p: float, inplace: bool, dims: int) -> Any:
     # The result does not tell an entry that was dropped from one that was zero before; the scales do.
     scales = function(torch.ones_like(x), p)
-    mask = scales[(..., *(slice(1),) * dims)] if dims else scales  # whole channels share one
+    # Whole channels share one; three dimensions are a batch of sequences for dropout2d.
+    shared = min(dims, x.dim() - 2) if dims == 2 else dims
+    mask = scales[(..., *(slice(1),) * shared)] if dims else scales
     bits_ = keep.packed(tracing.pack_positive(mask), mask.shape)
     if inplace:
         keep.overwrites(x)

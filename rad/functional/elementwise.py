@@ -125,7 +125,7 @@ def _divide(keep: Keep, a: Any, b: Tensor) -> Any:
     shapes = a.shape if isinstance(a, Tensor) else None, b.shape
     wants_a, wants_b = isinstance(a, Tensor) and keep.wants(a), keep.wants(b)
     small = b.numel() * 8 < out.numel()
-    reciprocal = b.reciprocal()
+    reciprocal = b.to(out.dtype).reciprocal()
     reciprocal_ = keep.exact(reciprocal) if small else keep.factor(reciprocal)
     out_ = keep.factor(out, wants_b)
 

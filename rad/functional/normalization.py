@@ -39,8 +39,7 @@ def layer_norm(
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, shape, weight, bias, eps)
 
-    rows = math.prod(input.shape[: input.dim() - len(shape)])
-    return _normalize(call, _fp32(input), weight, bias, function, (rows, -1), (1,), (1, math.prod(shape)))
+    return _normalize(call, _fp32(input), weight, bias, function, *_by_rows(input, shape))
 
 
 @rule(F.rms_norm)
@@ -58,8 +57,7 @@ def rms_norm(
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         return F.rms_norm(x, shape, weight, eps), None, wide.square().mean(dims, keepdim=True).add_(small).rsqrt_()
 
-    rows = math.prod(input.shape[: input.dim() - len(shape)])
-    return _normalize(call, _fp32(input), weight, None, function, (rows, -1), (1,), (1, math.prod(shape)))
+    return _normalize(call, _fp32(input), weight, None, function, *_by_rows(input, shape))
 
 
 @rule(F.group_norm)
@@ -80,7 +78,7 @@ def group_norm(
         return NotImplemented  # the stock function says what is wrong
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_group_norm(x.contiguous(), weight, bias, n, c, space, num_groups, eps)
+        return torch.native_group_norm(x.contiguous() if x.is_cuda else x, weight, bias, n, c, space, num_groups, eps)
 
     view = (n, num_groups, c // num_groups, space)
     return _normalize(call, _fp32(input), weight, bias, function, view, (2, 3), (1, num_groups, c // num_groups, 1))
@@ -111,7 +109,23 @@ def instance_norm(
     return _normalize(call, input, weight, bias, function, (n, c, -1), (2,), (1, c, 1))
 
 
-@rule(F.batch_norm, torch.batch_norm)
+@rule(torch.batch_norm)
+def _torch_batch_norm(
+    call: Call,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return batch_norm(call, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@rule(F.batch_norm)
 def batch_norm(
     call: Call,
     input: Tensor,
@@ -122,7 +136,6 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    *_: Any,
 ) -> Tensor:
     """Over examples and positions of each channel; running statistics are updated by PyTorch, once, as ever."""
     if not call.sketch.serves_factors or input.dim() < 2:
@@ -199,6 +212,12 @@ def _normalize(
         return result.mul_(stats).reshape(shape), grad_weight, grad_bias
 
     return out, backward
+
+
+def _by_rows(x: Tensor, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int], tuple[int, int]]:
+    """View, dimensions to normalize over and shape of the weights where ``x`` is normalized over its last dimensions."""
+    size = math.prod(shape)
+    return (math.prod(x.shape[: x.dim() - len(shape)]), size), (1,), (1, size)
 
 
 def _sized(view: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -94,6 +94,8 @@ class Summary:
 
     def grad_weight(self, grad: Tensor) -> Tensor:
         """``gradᵀ x`` ``[o, d]`` for gradients ``[..., o]`` of the rows of ``x`` ``[..., d]``."""
+        if self.shape.numel() == 0:
+            return grad.new_zeros(grad.shape[-1], self.shape[-1])
         return tracing.grad_weight(self.sketch, self.compressed, grad)
 
 
@@ -303,7 +305,8 @@ class _Apply(torch.autograd.Function):
         job.saved = sorted({place for _, places in keep.items for place in places})
         job.dirty = [next(i for i, t in enumerate(tensors) if t is d) for d in keep.dirty]
         job.call, job.args, job.options = None, [], {}  # nothing that holds on to anything
-        return (*outs, *keep.fresh)
+        # An output that is kept comes back a second time by an alias, for what is kept is not differentiable.
+        return (*outs, *(t.detach() if any(t is o for o in outs) else t for t in keep.fresh))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
