@@ -1,8 +1,8 @@
 """What conversion does to nets that people use: bytes held, added variance, allocator peak, step time; random weights.
 
 Stock and converted net take turns, a step each, so that a drift of the machine's speed meets both alike. A step is
-forward pass, loss, backward pass and optimizer on one fixed batch; dropout and stochastic depth are off while the variance
-is measured, for a mask that is drawn anew is a variance of its own.
+forward pass, loss, backward pass and optimizer on one fixed batch; dropout and stochastic depth are off while the
+variance is measured, for a mask that is drawn anew is a variance of its own.
 
     python scripts/nets.py                                            # bytes of all nets
     python scripts/nets.py --nets resnet18,gpt2 --bits 2 --draws 40 --rounds 10 --peak --out results/nets.md

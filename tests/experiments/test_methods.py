@@ -12,6 +12,7 @@ import rad
 from experiments.errors import UserError
 from experiments.methods import Checkpoint, Exact, Rad, SmallBatch, measured
 from experiments.models import CNN, MLP
+from rad.nn import Seeds
 
 PAPER = (784, 300, 300, 300, 10)
 
