@@ -144,7 +144,7 @@ class Keep:
         """Keeps integers that were packed already."""
         return self._add((bits, shape), [packed])
 
-    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None) -> Handle | None:
+    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None, stack: bool = False) -> Handle | None:
         """Keeps a summary of what multiplies the gradient into that of ``weight``, if there is one to come.
 
         A parameter's gradient is the end of its paths, so all operations that are given this tensor share one draw.
@@ -153,10 +153,11 @@ class Keep:
             tensor: What to summarize.
             weight: The operand whose gradient it forms.
             features: Columns of the matrix to summarize, by default the size of the last dimension.
+            stack: Whether ``tensor`` is a stack ``[m, n, d]`` of matrices with a draw each.
         """
         if not self.wants(weight):
             return None
-        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None)
+        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack)
 
     def factor(self, tensor: Tensor, wanted: bool = True, features: int | None = None) -> Handle | None:
         """Keeps a summary, with a draw of its own, of a factor that paths go through: of a derivative, say.
@@ -170,10 +171,10 @@ class Keep:
             return self.exact(tensor)
         return self._sketch(tensor, features, None)
 
-    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None) -> Handle:
+    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
-        matrix = (tensor.numel() // max(features, 1), features)
+        matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
         cast = self._call.cast
 
         def make() -> Compressed:
