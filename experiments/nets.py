@@ -82,7 +82,12 @@ class _Recurrent(nn.Module):
 class _Down(nn.Sequential):
     def __init__(self, c: int, o: int) -> None:
         super().__init__(
-            nn.Conv2d(c, o, 3, padding=1), nn.GroupNorm(8, o), nn.SiLU(), nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(8, o), nn.SiLU()
+            nn.Conv2d(c, o, 3, padding=1),
+            nn.GroupNorm(8, o),
+            nn.SiLU(),
+            nn.Conv2d(o, o, 3, padding=1),
+            nn.GroupNorm(8, o),
+            nn.SiLU(),
         )
 
 
@@ -118,7 +123,9 @@ class _Restored(nn.Module):
 class FunctionalGPT(nn.Module):
     """A decoder of functional calls and parameters alone, as small research code is written."""
 
-    def __init__(self, layers: int = 6, width: int = 192, heads: int = 6, tokens: int = 256, vocabulary: int = 256) -> None:
+    def __init__(
+        self, layers: int = 6, width: int = 192, heads: int = 6, tokens: int = 256, vocabulary: int = 256
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.embedding = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
@@ -176,7 +183,9 @@ def _transformer(kind: str, **options: Any) -> Callable[[int, int], Case]:
 def _recurrent(kind: type[nn.Module]) -> Callable[[int, int], Case]:
     def make(batch: int, size: int) -> Case:
         net = kind(64, 256, num_layers=2, batch_first=True)
-        return Case(_Recurrent(net), (torch.randn(batch, size, 64), torch.randn(batch, size, 256)), f"{batch} × {size} steps")
+        return Case(
+            _Recurrent(net), (torch.randn(batch, size, 64), torch.randn(batch, size, 256)), f"{batch} × {size} steps"
+        )
 
     return make
 
@@ -189,13 +198,35 @@ def _functional(batch: int, size: int) -> Case:
     return Case(FunctionalGPT(tokens=size), (torch.randint(256, (batch, size)),), f"{batch} × {size} tokens")
 
 
-_GPT2 = {"n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 1000, "n_positions": 4096, "bos_token_id": 0, "eos_token_id": 0}
-_BERT = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 1000}
+_GPT2 = {
+    "n_layer": 6,
+    "n_embd": 384,
+    "n_head": 6,
+    "vocab_size": 1000,
+    "n_positions": 4096,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_BERT = {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "vocab_size": 1000,
+}
 _LLAMA = {
     "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2,
     "intermediate_size": 688, "vocab_size": 1000,
 }  # fmt: skip
-_T5 = {"num_layers": 4, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 1000, "decoder_start_token_id": 0}
+_T5 = {
+    "num_layers": 4,
+    "d_model": 256,
+    "d_ff": 1024,
+    "num_heads": 4,
+    "d_kv": 64,
+    "vocab_size": 1000,
+    "decoder_start_token_id": 0,
+}
 _VIT = {"image_size": 64, "patch_size": 8, "num_layers": 6, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
 
 
@@ -204,7 +235,11 @@ def _vit(batch: int, size: int) -> Case:
 
     net = VisionTransformer(**{**_VIT, "image_size": size}, num_classes=10)
     nn.init.normal_(net.heads.head.weight, std=0.02)
-    return Case(_Classified(net), (torch.randn(batch, 3, size, size), torch.randint(10, (batch,))), f"{batch} × 3 × {size} × {size}")
+    return Case(
+        _Classified(net),
+        (torch.randn(batch, 3, size, size), torch.randint(10, (batch,))),
+        f"{batch} × 3 × {size} × {size}",
+    )
 
 
 # By name: how it is made, batch and size of its usual case.

@@ -6,6 +6,7 @@ from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
     Exact,
+    LowBitsWarning,
     Project,
     RoundedSample,
     Rounding,
@@ -16,6 +17,7 @@ from rad.sketch import (
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
+    "LowBitsWarning",
     "Project",
     "RoundedSample",
     "Rounding",

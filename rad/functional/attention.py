@@ -2,9 +2,9 @@
 
 Shapes: ``b`` examples, ``h`` heads, ``l`` queries, ``s`` keys, ``e`` features of queries and keys, ``f`` of values.
 
-With ``P = softmax(q kᵀ · scale + mask)``, ``o = P v`` and ``g`` the gradient of ``o``: ``dP = g vᵀ``,
-``dS = P ∘ (dP − Σ_s P dP)``, ``dq = dS k · scale``, ``dk = dSᵀ q · scale``, ``dv = Pᵀ g``. From estimates of ``P``, ``q``,
-``k`` and ``v`` with draws of their own all are unbiased, but for the square of ``P`` in ``dS``: its diagonal is too small by
+With ``P = softmax(q kᵀ · scale + mask)``, ``o = P v`` and ``g`` the gradient of ``o``: ``dP = g vᵀ``, ``dS = P ∘ (dP −
+Σ_s P dP)``, ``dq = dS k · scale``, ``dk = dSᵀ q · scale``, ``dv = Pᵀ g``. From estimates of ``P``, ``q``, ``k`` and
+``v`` with draws of their own all are unbiased, but for the square of ``P`` in ``dS``: its diagonal is too small by
 ``noise(P) ∘ dP``, which is known without the values.
 """
 
@@ -40,8 +40,8 @@ def attention(
 ) -> Tensor:
     """Scaled dot product attention of ``query`` ``[b, h, l, e]``, ``key`` ``[b, h, s, e]``, ``value`` ``[b, h, s, f]``.
 
-    Kept are rounded probabilities, queries, keys and values; or, where that takes less, exact queries and keys from which
-    the probabilities are computed again. With dropout, one bit for each probability tells what was dropped.
+    Kept are rounded probabilities, queries, keys and values; or, where that takes less, exact queries and keys from
+    which the probabilities are computed again. With dropout, one bit for each probability tells what was dropped.
     """
     if not call.sketch.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
         return NotImplemented

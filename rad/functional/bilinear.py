@@ -22,8 +22,8 @@ __all__ = ["addmm", "baddbmm", "linear", "matmul"]
 def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input weightᵀ + bias`` for ``input`` ``[..., d]``, ``weight`` ``[o, d]``; keeps a summary of the input.
 
-    The gradients of input and bias are exact where ``weight`` is a parameter: along any path from a parameter to the loss
-    only one Jacobian, ∂output/∂weight, is randomized (§4.2 of the paper).
+    The gradients of input and bias are exact where ``weight`` is a parameter: along any path from a parameter to the
+    loss only one Jacobian, ∂output/∂weight, is randomized (§4.2 of the paper).
     """
     call.cast = autocast
     return _linear(call, input, weight, bias) if weight.dim() == 2 else NotImplemented

@@ -26,7 +26,14 @@ _CHUNK = 2**19  # elements of gathered gradients held at a time: a few MB, which
 
 
 def _register(function: Any, dims: int, transposed: bool) -> None:
-    names = ("input", "weight", "bias", "stride", "padding", *(("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")))
+    names = (
+        "input",
+        "weight",
+        "bias",
+        "stride",
+        "padding",
+        *(("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")),
+    )
     defaults = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 
     @rule(function)
@@ -127,7 +134,13 @@ class _Moves(NamedTuple):
 
 
 def _moves(
-    weight: torch.Size, transposed: bool, stride: Extent, padding: Extent | str, dilation: Extent, groups: int, output_padding: Extent = 0
+    weight: torch.Size,
+    transposed: bool,
+    stride: Extent,
+    padding: Extent | str,
+    dilation: Extent,
+    groups: int,
+    output_padding: Extent = 0,
 ) -> _Moves:
     dims = len(weight) - 2
     around, extra = _around(weight, padding, dilation)

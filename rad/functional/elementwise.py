@@ -35,9 +35,7 @@ def elementwise(
     """
     if not call.sketch.serves_factors or any(isinstance(v, Tensor) for v in options.values()):
         return NotImplemented
-    return in_place(
-        lambda inplace: _elementwise(call, function, options, inplace, *operands), operands[0], inplace
-    )
+    return in_place(lambda inplace: _elementwise(call, function, options, inplace, *operands), operands[0], inplace)
 
 
 @operation
@@ -169,8 +167,8 @@ def _register(functions: list[Callable[..., Any]]) -> None:
 
 
 _UNARY = (
-    "acos acosh asin asinh atan atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2 logit "
-    "reciprocal rsqrt sigmoid sin sinc sinh sqrt square tan tanh"
+    "acos acosh asin asinh atan atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2 "
+    "logit reciprocal rsqrt sigmoid sin sinc sinh sqrt square tan tanh"
 )
 _ACTIVATIONS = "celu elu gelu hardsigmoid hardswish logsigmoid mish selu sigmoid silu softplus softsign tanh tanhshrink"
 _BINARY = "atan2 hypot logaddexp logaddexp2 pow xlogy float_power"

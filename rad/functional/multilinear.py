@@ -20,8 +20,8 @@ __all__ = ["multilinear"]
 def multilinear(keep: Keep, function: Callable[..., Tensor], *operands: Tensor) -> Any:
     """``function(*operands)``, linear in each operand; keeps a summary of each whose partners need a gradient.
 
-    The gradient of one operand is PyTorch's own, of ``function`` at the estimates of the others. Each summary has a draw of
-    its own, so that the product of two of them is unbiased as well.
+    The gradient of one operand is PyTorch's own, of ``function`` at the estimates of the others. Each summary has a
+    draw of its own, so that the product of two of them is unbiased as well.
     """
     wanted = [keep.wants(t) for t in operands]
     shapes = [(t.shape, t.dtype) for t in operands]

@@ -1,8 +1,9 @@
 """Normalizations that keep rounded normalized values.
 
 With ``h = (x − mean)/σ`` over ``n`` elements, ``γ`` the gradient of ``h`` and ``⟨·⟩`` the mean over those elements,
-``∂x = (γ − ⟨γ⟩ − h ⟨γ h⟩)/σ``. From an unbiased estimate ``ĥ`` whose elements have pairwise independent errors of variance
-``v``, the last term has the expectation ``h ⟨γ h⟩ + v γ / n``: it is corrected by what is known without the values.
+``∂x = (γ − ⟨γ⟩ − h ⟨γ h⟩)/σ``. From an unbiased estimate ``ĥ`` whose elements have pairwise independent errors of
+variance ``v``, the last term has the expectation ``h ⟨γ h⟩ + v γ / n``: it is corrected by what is known without the
+values.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def _normalize(
 ) -> Any:
     """A normalization of ``x`` seen as ``view`` over the dimensions ``over``, with weights of shape ``channels``.
 
-    ``function`` returns the output, the means (``None`` for zero) and ``1/σ``; ``fixed`` says that they do not depend on x.
+    ``function`` returns the output, the means (``None`` for zero) and ``1/σ``; ``fixed`` says that they do not depend
+    on x.
     """
     out, mean, scale = function(x, weight, bias)
     shape, count = x.shape, x.numel()

@@ -1,4 +1,4 @@
-"""One ``autograd.Function`` for every operation: exact values forwards, gradients from what the operation chose to keep.
+"""One ``autograd.Function`` for every operation: exact values, and gradients from what the operation chose to keep.
 
 An operation is a function that computes its output with stock PyTorch, says what it keeps, and returns its output
 together with a function that turns the output's gradient into those of its arguments::
@@ -14,8 +14,8 @@ together with a function that turns the output's gradient into those of its argu
 
         return F.linear(x, weight, bias), backward
 
-``backward`` must not close over tensors: whatever it needs goes through ``keep``, so that saved-tensor hooks, the ledger,
-``torch.func`` and ``torch.compile`` see all of it.
+``backward`` must not close over tensors: whatever it needs goes through ``keep``, so that saved-tensor hooks, the
+ledger, ``torch.func`` and ``torch.compile`` see all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from torch.autograd.function import once_differentiable
 
 from rad.functional.sharing import Sharing
 from rad.sketch import Compressed, Sketch, tracing
-from rad.sketch.bits import pack, unpack
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "in_place", "operation"]
 
@@ -145,7 +144,7 @@ class Keep:
         """Keeps integers that were packed already."""
         return self._add((bits, shape), [packed])
 
-    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None) -> Handle | None:
+    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None, stack: bool = False) -> Handle | None:
         """Keeps a summary of what multiplies the gradient into that of ``weight``, if there is one to come.
 
         A parameter's gradient is the end of its paths, so all operations that are given this tensor share one draw.
@@ -154,16 +153,17 @@ class Keep:
             tensor: What to summarize.
             weight: The operand whose gradient it forms.
             features: Columns of the matrix to summarize, by default the size of the last dimension.
+            stack: Whether ``tensor`` is a stack ``[m, n, d]`` of matrices with a draw each.
         """
         if not self.wants(weight):
             return None
-        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None)
+        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack)
 
     def factor(self, tensor: Tensor, wanted: bool = True, features: int | None = None) -> Handle | None:
         """Keeps a summary, with a draw of its own, of a factor that paths go through: of a derivative, say.
 
-        The tensor itself is kept where it is a parameter or another leaf, which is held anyway, where the sketch does not
-        serve factors, and where nothing would be saved.
+        The tensor itself is kept where it is a parameter or another leaf, which is held anyway, where the sketch does
+        not serve factors, and where nothing would be saved.
         """
         if not wanted:
             return None
@@ -171,10 +171,10 @@ class Keep:
             return self.exact(tensor)
         return self._sketch(tensor, features, None)
 
-    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None) -> Handle:
+    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
-        matrix = (tensor.numel() // max(features, 1), features)
+        matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
         cast = self._call.cast
 
         def make() -> Compressed:
@@ -267,8 +267,8 @@ def _tensors(args: Any) -> Iterator[Tensor]:
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: makes ``function(keep, *args, **options)`` an operation, to be called with a ``Call`` first.
 
-    Tensors to differentiate are positional arguments. ``backward(kept, *grads)`` returns a gradient, or ``None``, for each
-    of the first so many arguments; a gradient that comes in is ``None`` only where there are several outputs.
+    Tensors to differentiate are positional arguments. ``backward(kept, *grads)`` returns a gradient, or ``None``, for
+    each of the first so many arguments; a gradient that comes in is ``None`` only where there are several outputs.
     """
 
     @functools.wraps(function)

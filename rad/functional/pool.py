@@ -22,7 +22,7 @@ __all__ = ["avg_pool2d", "max_pool2d", "move", "window_bits"]
 
 @operation
 def move(keep: Keep, x: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
-    """``function(x)``, linear in ``x`` and with a gradient for which only the shape of ``x`` is needed; keeps nothing."""
+    """``function(x)``, linear in ``x``, whose gradient needs only the shape of ``x``; keeps nothing."""
     shape = x.shape
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch.overrides import resolve_name
 
 from rad.functional.operation import Call, differentiable
@@ -21,9 +20,9 @@ _BY_NAME: dict[str, Callable[..., Any]] = {}
 def rule(*functions: Callable[..., Any]) -> Callable[[R], R]:
     """Decorator: calls of ``functions`` inside converted modules are answered by the decorated function.
 
-    A rule takes a ``Call`` and then the arguments of the torch function, and returns what that function returns, bit for
-    bit. It is asked only where a gradient is to come. It may answer ``NotImplemented``: the call then stays exact. Most
-    rules are an ``operation`` or put several together::
+    A rule takes a ``Call`` and then the arguments of the torch function, and returns what that function returns, bit
+    for bit. It is asked only where a gradient is to come. It may answer ``NotImplemented``: the call then stays exact.
+    Most rules are an ``operation`` or put several together::
 
         @rad.rule(my_module.swish)
         def swish(call, x):
@@ -32,8 +31,8 @@ def rule(*functions: Callable[..., Any]) -> Callable[[R], R]:
     Functions of one's own are seen if they begin as PyTorch's do, with ``torch.overrides.handle_torch_function``.
 
     Args:
-        functions: Functions or methods, such as ``torch.nn.functional.linear`` or ``torch.Tensor.add``; later rules take
-            the place of earlier ones.
+        functions: Functions or methods, such as ``torch.nn.functional.linear`` or ``torch.Tensor.add``; later rules
+            take the place of earlier ones.
     """
 
     def register(answer: R) -> R:

@@ -1,7 +1,8 @@
 """Softmax, log-softmax and cross-entropy, which keep rounded probabilities.
 
-``∂x = p (g − ⟨p, g⟩)`` is quadratic in ``p``: with an estimate ``p̂`` whose elements have pairwise independent errors of
-variance ``v`` its expectation is too small by ``v g``, which is known without the values. The others are linear in ``p``.
+``∂x = p (g − ⟨p, g⟩)`` is quadratic in ``p``: with an estimate ``p̂`` whose elements have pairwise independent errors
+of variance ``v`` its expectation is too small by ``v g``, which is known without the values. The others are linear in
+``p``.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits ``[n, C, ...]`` or ``[C]``; keeps rounded probabilities.
 
-    With ``G`` the gradient of the logarithms of the probabilities, which depends on the target alone, that of the logits
-    is ``G − p Σ_c G``.
+    With ``G`` the gradient of the logarithms of the probabilities, which depends on the target alone, that of the
+    logits is ``G − p Σ_c G``.
     """
     old = size_average is not None or reduce is not None
     if not call.sketch.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):

@@ -85,11 +85,11 @@ def convert(
 ) -> nn.Module:
     """Makes a model keep random summaries of what its gradients need in place of the tensors themselves.
 
-    The model is changed in place: parameters, ``state_dict`` keys, hooks, forward values and what is drawn from the global
-    generator stay what they were, only the gradients become random, unbiased estimates. Every torch function that a module
-    calls in its forward pass is seen, as a module of its own (``nn.GELU``), by name (``F.gelu(x)``) or as an operator
-    (``x * y``). Those without a rule stay exact; ``rad.measure.saved_bytes`` names them. A model converted before is
-    converted anew.
+    The model is changed in place: parameters, ``state_dict`` keys, hooks, forward values and what is drawn from the
+    global generator stay what they were, only the gradients become random, unbiased estimates. Every torch function
+    that a module calls in its forward pass is seen, as a module of its own (``nn.GELU``), by name (``F.gelu(x)``) or as
+    an operator (``x * y``). Those without a rule stay exact; ``rad.measure.saved_bytes`` names them. A model converted
+    before is converted anew.
 
     Args:
         model: Any module; a loss such as ``nn.CrossEntropyLoss()`` as well.
@@ -162,7 +162,8 @@ def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict
     for few in given.values():
         if not isinstance(few, Sketch):
             raise TypeError(
-                f"sketch must be a Sketch such as rad.Rounding(budget=0.1), or a mapping from names to sketches, got {few!r}"
+                "sketch must be a Sketch such as rad.Rounding(budget=0.1), or a mapping from names to sketches, "
+                f"got {few!r}"
             )
     left = _names(skip)
     for what, some in (("skip", left), ("sketch", given)):

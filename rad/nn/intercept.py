@@ -1,8 +1,8 @@
 """How the calls of a converted module are seen.
 
-Each module of a converted model runs with a ``TorchFunctionMode`` of its own, which knows the module's name and sketch and
-answers what the module itself calls; modules inside it answer for themselves. Whatever a call does inside is not seen
-again, except for Python functions of ``torch.nn.functional`` without a rule of their own: these are opened.
+Each module of a converted model runs with a ``TorchFunctionMode`` of its own, which knows the module's name and sketch
+and answers what the module itself calls; modules inside it answer for themselves. Whatever a call does inside is not
+seen again, except for Python functions of ``torch.nn.functional`` without a rule of their own: these are opened.
 """
 
 from __future__ import annotations

@@ -123,9 +123,7 @@ class Sketch(ABC):
     def __post_init__(self) -> None:
         check_budget(self.budget)
 
-    def compress(
-        self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None
-    ) -> Compressed:
+    def compress(self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None) -> Compressed:
         """Summarizes a tensor.
 
         Args:
@@ -210,9 +208,10 @@ class Sketch(ABC):
         return self.budget
 
     def noise(self, compressed: Compressed) -> Tensor:
-        """The variance of each element of ``expand(compressed)``, known without the values; errors are independent in pairs.
+        """The variance of each element of ``expand(compressed)``, known without the values.
 
-        With it a term that is quadratic in the estimate is corrected: ``E[x̂_i²] = x_i² + noise_i``.
+        Errors are independent in pairs. With it a term that is quadratic in the estimate is corrected:
+        ``E[x̂_i²] = x_i² + noise_i``.
 
         Returns:
             Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.
@@ -223,8 +222,8 @@ class Sketch(ABC):
         if compressed.exact:
             return compressed.kept[0].new_zeros(())
         raise TypeError(
-            f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second order "
-            "need; use rad.Rounding, or leave the operation exact"
+            f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second "
+            "order need; use rad.Rounding, or leave the operation exact"
         )
 
     @abstractmethod

@@ -40,7 +40,7 @@ enabled = numba is not None
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether the loops can take a tensor: numba is there, it has memory on the CPU and is neither in half precision nor stands for another."""
+    """Whether the loops can take a tensor: numba is there, and it lies on the CPU, not in half precision."""
     return enabled and type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in _DTYPES
 
 
@@ -190,19 +190,18 @@ def _extremes(x):
     return low, high
 
 
-# Only without regard to NaN can a minimum be vectorized; whether there is any is asked of the bits.
+# Only without regard to NaN can a minimum be vectorized; whether there is any is found apart.
 _extremes = compiled(_extremes, fastmath={"nnan", "nsz"})
 
 
-@compiled
-def _finite(bits, shift):
-    """Whether no exponent, the bits above ``shift`` but for the sign, is all ones."""
-    most = bits[0] - bits[0]
-    for i in range(bits.size):
-        most = max(most, bits[i] << bits.dtype.type(1))
-    return (most >> bits.dtype.type(shift + 1)) + bits.dtype.type(1) < bits.dtype.type(1) << bits.dtype.type(
-        8 * bits.itemsize - 1 - shift
-    )
+def _finite(x):
+    total = x[0] - x[0]
+    for i in range(x.size):
+        total += x[i] - x[i]
+    return total == 0
+
+
+_finite = compiled(_finite, fastmath={"reassoc"})
 
 
 @compiled
@@ -212,12 +211,12 @@ def _to_bfloat16(bits):
 
 
 @compiled
-def round_groups(x, words, shift, size, width, stretch, tiny, dither, packed, ranges, first, last):
+def round_groups(x, size, width, stretch, tiny, dither, packed, ranges, first, last):
     """Randomized rounding of the groups ``first`` to ``last`` of ``x``, packed; see ``Rounding`` for what it computes.
 
-    ``words`` are the bits of ``x`` as unsigned integers, with ``shift`` bits of mantissa. ``ranges`` is float32
-    ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per group, then one per place
-    in a group; ``stretch`` turns a group's width into its step. ``first`` is a multiple of 8, so that bytes are whole.
+    ``ranges`` is float32 ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per
+    group, then one per place in a group; ``stretch`` turns a group's width into its step. ``first`` is a multiple of 8,
+    so that bytes are whole.
     """
     bits = ranges.view(np.uint32)
     by_place = dither[ranges.shape[1] :]
@@ -226,10 +225,13 @@ def round_groups(x, words, shift, size, width, stretch, tiny, dither, packed, ra
     low_words, high_words = low_bytes.view(np.uint64), high_bytes.view(np.uint64)
     steps = np.empty(size, np.int32)
     for block in range(first, last, 8):
+        if block + 8 >= last:  # bits behind the last element are zero
+            low_bytes[:] = 0
+            high_bytes[:] = 0
         for g in range(block, min(block + 8, last)):
             values = x[g * size : (g + 1) * size]
             at = (g - block) * size
-            if not _finite(words[g * size : (g + 1) * size], shift):
+            if not _finite(values):
                 ranges[0, g] = ranges[1, g] = np.nan
                 low_bytes[at : at + size] = 0
                 high_bytes[at : at + size] = 0
@@ -286,12 +288,13 @@ def rebuild(packed, size, ranges, dither, tiny, out, first, last):
             if step <= tiny:
                 step = one - one
             shift = half - dither[g]
+            if width > 8:
+                for i in range(values.size):
+                    values[i] = np.int32(levels[at + i]) + (np.int32(higher[at + i]) << 8)
+            else:
+                for i in range(values.size):
+                    values[i] = levels[at + i]
             for i in range(values.size):
                 u = shift - by_place[i]
                 u += one if u <= -half else one - one
-                values[i] = levels[at + i] + u
-            if width > 8:
-                for i in range(values.size):
-                    values[i] += values.dtype.type(256) * higher[at + i]
-            for i in range(values.size):
-                values[i] = values[i] * step + low
+                values[i] = (values[i] + u) * step + low

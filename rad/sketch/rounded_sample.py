@@ -21,10 +21,10 @@ class RoundedSample(Sketch):
     """Keeps ``k`` of the ``d`` features of each row in ``b`` bits: of the pairs within the budget, the least variance.
 
     The total variance of ``grad_outᵀ x̂`` is ``(d/k − 1) Σ_b ‖x_b‖² ‖grad_out_b‖²`` for the sampling (without
-    replacement, with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i step²/12`` for the
-    rounding, with the replayed dither of ``Rounding``. ``b`` minimizes that for rows of equal ``‖grad_out_b‖``; it depends on the tensor, but on no random number, and can be told from
-    the summary. With ``k = d`` it is plain rounding; sampling adds budgets below one bit and between two numbers of
-    bits.
+    replacement, with a draw of its own for every row) and ``d/k Σ_b ‖grad_out_b‖² Σ_i step²/12`` for the rounding, with
+    the replayed dither of ``Rounding``. ``b`` minimizes that for rows of equal ``‖grad_out_b‖``; it depends on the
+    tensor, but on no random number, and can be told from the summary. With ``k = d`` it is plain rounding; sampling
+    adds budgets below one bit and between two numbers of bits.
 
     As many successive rows share a range as have about ``group`` kept elements. It is the range of all of their
     features, kept or not: so the variance is known exactly.

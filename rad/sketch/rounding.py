@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,23 +30,24 @@ class Rounding(Sketch):
     """Keeps every element, randomly rounded to ``b`` bits within the range of its group.
 
     Elements are taken in order, up to ``group`` at a time. A group keeps its lowest value and its step, both rounded
-    *outward* to bfloat16 before anything is rounded to them, so that the estimate is unbiased in what is really
-    stored. An element at ``v`` steps is stored as ``⌊v + u⌋`` and read as ``⌊v + u⌋ + ½ − u``, with ``u`` uniform in [0, 1)
-    and replayed from the seed: subtractive dither. The error is then uniform in ± half a step, whatever the value: its
-    variance is ``step²/12``, which is known without the values (``noise``). Read as ``⌊v + u⌋`` alone it would be
-    ``f (1 − f) step²`` for a fraction ``f`` of a step, twice as much on average; less only where most values sit at the
-    low end of their range, as after ReLU (1.28 against 1.39 of the second moment at one bit, no difference from two on).
+    *outward* to bfloat16 before anything is rounded to them, so that the estimate is unbiased in what is really stored.
+    An element at ``v`` steps is stored as ``⌊v + u⌋`` and read as ``⌊v + u⌋ + ½ − u``, with ``u`` uniform in [0, 1) and
+    replayed from the seed: subtractive dither. The error is then uniform in ± half a step, whatever the value: its
+    variance is ``step²/12``, which is known without the values (``noise``). Read as ``⌊v + u⌋`` alone it would be ``f
+    (1 − f) step²`` for a fraction ``f`` of a step, twice as much on average; less only where most values sit at the low
+    end of their range, as after ReLU (1.28 against 1.39 of the second moment at one bit, no difference from two on).
 
-    ``u`` is the sum modulo 1 of one uniform number per group and one per place in the group. Any two such sums
-    are independent, so means and variances of every linear function of the estimate, and expectations of products of two
-    of its elements, are those of fully independent errors, with ``elements/group + group`` random numbers in place of one
+    ``u`` is the sum modulo 1 of one uniform number per group and one per place in the group. Any two such sums are
+    independent, so means and variances of every linear function of the estimate, and expectations of products of two of
+    its elements, are those of fully independent errors, with ``elements/group + group`` random numbers in place of one
     per element. Products of three or more elements need summaries of their own.
 
     A group in which something is not finite is read as NaN; one of zeros as zeros.
 
     Attributes:
-        budget: Fraction of the bytes that may be kept: ``b`` is the largest number of bits within it, at most 16 (beyond
-            that float32 arithmetic itself would be biased). 0.1 means 3 bits for float32 and 1 for half precision.
+        budget: Fraction of the bytes that may be kept: ``b`` is the largest number of bits within it, at most 16
+            (beyond that float32 arithmetic itself would be biased). 0.1 means 3 bits for float32 and 1 for half
+            precision.
         group: The most elements that share a range; as many do as divide the tensor without remainder.
         bits: ``b`` itself, for every dtype, in place of a budget.
 
@@ -56,8 +56,8 @@ class Rounding(Sketch):
         ValueError: If ``group`` is less than 1 or ``bits`` not in 1 to 16.
 
     References:
-        Named as future work in §7 of the paper (arXiv:2007.10412). Roberts. Picture coding using pseudo-random noise. IRE
-        Transactions on Information Theory 8, 1962 (subtractive dither).
+        Named as future work in §7 of the paper (arXiv:2007.10412). Roberts. Picture coding using pseudo-random noise.
+        IRE Transactions on Information Theory 8, 1962 (subtractive dither).
     """
 
     serves_factors: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class Rounding(Sketch):
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.bits is None):
             raise TypeError(
-                f"Rounding takes either a budget or bits, got budget={self.budget!r} and bits={self.bits!r}; "
+                f"either a budget must be given or bits, got budget={self.budget!r} and bits={self.bits!r}; "
                 "for example Rounding(0.1) or Rounding(bits=3)"
             )
         if self.budget is not None:
@@ -186,14 +186,14 @@ def _stretch(bits: int) -> tuple[float, float]:
 
 
 def _round(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed levels of the elements ``[count]`` and stored ranges ``[2, groups]`` (lowest values, steps) of their groups."""
+    """Packed levels of the elements ``[count]`` and stored ranges ``[2, groups]``: lowest values and steps."""
     groups = len(dither) - size
     if kernels.usable(x):
         packed = torch.empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
         ranges = torch.empty(2, groups, dtype=torch.float32)
         values = x.detach().numpy()
         kernels.shared(
-            kernels.round_groups, groups, size, values, *_words(values), size, width,
+            kernels.round_groups, groups, size, values, size, width,
             *(values.dtype.type(number) for number in _stretch(width)),
             dither.numpy(), packed.numpy(), ranges.numpy(),
         )  # fmt: skip
@@ -212,18 +212,21 @@ def _rebuild(packed: Tensor, size: int, ranges: Tensor, dither: Tensor, out: Ten
     if kernels.usable(out):
         tiny = out.numpy().dtype.type(torch.finfo(_RANGE_DTYPE).tiny)
         kernels.shared(
-            kernels.rebuild, groups, size, packed.numpy(), size, ranges.float().numpy(), dither.numpy(), tiny, out.numpy()
+            kernels.rebuild,
+            groups,
+            size,
+            packed.numpy(),
+            size,
+            ranges.float().numpy(),
+            dither.numpy(),
+            tiny,
+            out.numpy(),
         )
         return out
     low, step = ranges[0].to(out.dtype)[:, None], _shown(ranges[1]).to(out.dtype)[:, None]
     grouped = _grouped(unpack(packed, len(packed), len(out)).to(out.dtype), size)
     grouped.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())
     return out.copy_(grouped.mul_(step).add_(low).view(-1)[: len(out)])
-
-
-def _words(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The bits of floating-point numbers, and how many of them are of the mantissa."""
-    return (values.view(np.uint32), 23) if values.dtype == np.float32 else (values.view(np.uint64), 52)
 
 
 def _grouped(x: Tensor, size: int) -> Tensor:

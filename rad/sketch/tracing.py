@@ -1,7 +1,7 @@
 """Sketches and packed bits as operations of their own while ``torch.compile`` traces, and as plain calls otherwise.
 
-A compiled graph then holds one node for each summary, whose seed and packed bits it cannot help but keep; what runs in it is
-the same code as without compilation. Shapes come from the plain PyTorch path under fake tensors.
+A compiled graph then holds one node for each summary, whose seed and packed bits it cannot help but keep; what runs in
+it is the same code as without compilation. Shapes come from the plain PyTorch path under fake tensors.
 """
 
 from __future__ import annotations
@@ -153,9 +153,7 @@ def _(kept: list[Tensor], seed: Tensor, sketch: str, shape: list[int], dtype: to
 
 
 @_grad_weight.register_fake
-def _(
-    kept: list[Tensor], seed: Tensor, sketch: str, shape: list[int], dtype: torch.dtype, grad: Tensor
-) -> Tensor:
+def _(kept: list[Tensor], seed: Tensor, sketch: str, shape: list[int], dtype: torch.dtype, grad: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[-1], shape[-1])
 
 
