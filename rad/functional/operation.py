@@ -237,8 +237,12 @@ class Kept:
 
 
 def differentiable(*args: Any) -> bool:
-    """Whether a gradient is to come for any of these arguments, or those inside lists among them."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
+    """Whether a real gradient is to come for any of these arguments, or those inside lists among them."""
+    return (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in _tensors(args))
+        and not any(t.is_complex() or t.layout is not torch.strided for t in _tensors(args))
+    )
 
 
 def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Tensor:
