@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Seeds"]
+__all__ = ["Seeds", "Split"]
 
 _RANK = 1 << 52  # between the seeds of two processes
+_DRAW = 1 << 40  # between those of one call in a traced graph; more calls than that there will not be
 
 
 class Seeds:
@@ -43,3 +44,19 @@ class Seeds:
     def set_state(self, state: Tensor) -> None:
         """Goes on from what ``get_state`` returned."""
         self._state.copy_(state)
+
+
+class Split:
+    """Seeds made from one that ``Seeds`` gave, for a call whose draws are not known when it is taken.
+
+    Args:
+        first: The seed.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self._first, self._given = first, 0
+
+    def next(self) -> Tensor:
+        """A seed that was not given before, int64 scalar on the CPU."""
+        self._given += 1
+        return self._first if self._given == 1 else self._first + (self._given - 1) * _DRAW
