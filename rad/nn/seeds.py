@@ -31,19 +31,19 @@ class Seeds:
 
     def next(self) -> Tensor:
         """A seed that was not given before, int64 scalar on the CPU."""
-        seed = self._state.clone()
-        self._state.add_(1)
+        # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
+        seed, self._state = self._state, self._state + 1
         if dist.is_available() and dist.is_initialized():
             seed = seed + dist.get_rank() * _RANK
         return seed
 
     def get_state(self) -> Tensor:
         """Where the seeds have got to; ``set_state`` goes on from there, bit for bit."""
-        return self._state.clone()
+        return self._state
 
     def set_state(self, state: Tensor) -> None:
         """Goes on from what ``get_state`` returned."""
-        self._state.copy_(state)
+        self._state = state.clone()
 
 
 class Split:
