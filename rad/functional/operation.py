@@ -43,22 +43,13 @@ class Call:
 
     Attributes:
         sketch: The summary to keep.
+        seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
     """
 
     def __init__(self, sketch: Sketch, seed: Callable[[], Tensor], sharing: Sharing | None = None) -> None:
-        self.sketch = sketch
-        self.sharing = sharing
+        self.sketch, self.seed, self.sharing = sketch, seed, sharing
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
-        self._next, self._seed, self._draws = seed, None, 0
-
-    def seed(self) -> Tensor:
-        """A seed that no other summary uses, int64 scalar on the CPU."""
-        if self._seed is None:
-            self._seed = self._next()
-            return self._seed
-        self._draws += 1
-        return self._seed + (self._draws << 40)  # streams of one call, far from those of its neighbours
 
 
 def _same(tensor: Tensor) -> Tensor:
