@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 
 import rad
+from experiments.runs.configs import composed
+from experiments.runs.launch import launch
 from experiments.runs.records import Runs, load_runs
 from experiments.runs.study import make
 from experiments.studies.reactor.results import (
@@ -25,17 +22,16 @@ from experiments.studies.reactor.results import (
     verdict,
 )
 from rad.pde import reactor, simulate
+from scripts.reactor import main
 
-ROOT = Path(__file__).parents[3]
 
-
-@pytest.fixture
-def runs(cli, tmp_path) -> Runs:
-    """Two seeds of exact gradients, one of a sample, on a small grid."""
-    for settings in ("method=exact", "method=rad_same budget=0.1"):
-        for seed in (0, 1) if "exact" in settings else (0,):
-            cli("experiment=reactor", "scale=smoke", *settings.split(), f"seed={seed}", "iterations=6", small=False)
-    return load_runs([tmp_path / "runs"])
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    """Two seeds of exact gradients, one of a sample, on a small grid; nobody writes to them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for settings in ("method=exact seed=0", "method=exact seed=1", "method=rad_same budget=0.1"):
+        launch(composed(["experiment=reactor", "scale=smoke", "iterations=6", f"runs={folder}", *settings.split()]))
+    return load_runs([folder])
 
 
 def test_rows_say_what_the_records_say(runs):
@@ -72,8 +68,7 @@ def test_costs_of_a_gradient(runs):
 
 
 def compose_reactor(*overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", ["experiment=reactor", "scale=smoke", *overrides])
+    return composed(["experiment=reactor", "scale=smoke", *overrides])
 
 
 def test_files_are_written(runs, tmp_path):
@@ -105,8 +100,12 @@ def test_cost_grows_with_grid_and_steps():
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [([], "either runs or --cost"), (["nowhere"], "nowhere is not a")])
-def test_command_line_says_what_is_wrong(arguments, reason, tmp_path):
-    command = [sys.executable, "scripts/reactor.py", *arguments, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert reason in done.stderr
+def test_command_line_says_what_is_wrong(arguments, reason, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    assert stopped.value.code != 0
+    assert reason in f"{stopped.value.code}{capsys.readouterr().err}"
