@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             runs = _one_problem(load_runs(args.runs))
             text = publish_reactor(runs, args.out, args.target, args.rounds, args.draws, command)
             if args.gif:
-                print(animate(*shown_control(runs), args.out / "control.gif"))
+                print(animate(*shown_control(runs)[:2], args.out / "control.gif"))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text)

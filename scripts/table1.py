@@ -32,6 +32,7 @@ from experiments.runs import provenance
 from experiments.runs.study import make
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
+from rad.nn import Seeds
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BATCH = 150
@@ -115,7 +116,7 @@ def measure(model: str, inputs: tuple[int, ...], method: str, fraction: float) -
     torch.set_num_threads(1)
     torch.manual_seed(0)
     made: Method = make(config.method)
-    prepared = made.prepare(make(config.model), torch.Generator().manual_seed(0))
+    prepared = made.prepare(make(config.model), Seeds(0))
     x, y = torch.randn(BATCH, *inputs), torch.zeros(BATCH, dtype=torch.int64)
 
     def forward(size: int = BATCH) -> Tensor:

@@ -15,20 +15,10 @@ import pandas as pd
 from scipy import stats
 
 from experiments.errors import UserError
+from experiments.labels import rank
 
 GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]
-METHODS = [
-    "exact",
-    "checkpoint",
-    "small_batch",
-    "rad_same",
-    "rad_even",
-    "rad_diff",
-    "rad_proj",
-    "rad_round",
-    "rad_mixed",
-]
 BUDGET_FREE = ["exact", "checkpoint"]
 SEPARATOR = "; "
 INTERVAL = "95 % Student-t interval of the mean over seeds"
@@ -248,9 +238,8 @@ def _half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float
 
 
 def _in_order(table: pd.DataFrame, *more: str) -> pd.DataFrame:
-    rank = table["method"].map(lambda name: METHODS.index(name) if name in METHODS else len(METHODS))
     columns = ["experiment", "data", "rank", "method", "budget", *more]
-    return table.assign(rank=rank).sort_values(columns, ignore_index=True).drop(columns="rank")
+    return table.assign(rank=table["method"].map(rank)).sort_values(columns, ignore_index=True).drop(columns="rank")
 
 
 def _notes(part: pd.DataFrame) -> Iterator[str]:

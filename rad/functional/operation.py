@@ -43,22 +43,13 @@ class Call:
 
     Attributes:
         sketch: The summary to keep.
+        seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
     """
 
     def __init__(self, sketch: Sketch, seed: Callable[[], Tensor], sharing: Sharing | None = None) -> None:
-        self.sketch = sketch
-        self.sharing = sharing
+        self.sketch, self.seed, self.sharing = sketch, seed, sharing
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
-        self._next, self._seed, self._draws = seed, None, 0
-
-    def seed(self) -> Tensor:
-        """A seed that no other summary uses, int64 scalar on the CPU."""
-        if self._seed is None:
-            self._seed = self._next()
-            return self._seed
-        self._draws += 1
-        return self._seed + (self._draws << 40)  # streams of one call, far from those of its neighbours
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -144,7 +135,7 @@ class Keep:
         """Keeps integers that were packed already."""
         return self._add((bits, shape), [packed])
 
-    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None) -> Handle | None:
+    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None, stack: bool = False) -> Handle | None:
         """Keeps a summary of what multiplies the gradient into that of ``weight``, if there is one to come.
 
         A parameter's gradient is the end of its paths, so all operations that are given this tensor share one draw.
@@ -153,10 +144,11 @@ class Keep:
             tensor: What to summarize.
             weight: The operand whose gradient it forms.
             features: Columns of the matrix to summarize, by default the size of the last dimension.
+            stack: Whether ``tensor`` is a stack ``[m, n, d]`` of matrices with a draw each.
         """
         if not self.wants(weight):
             return None
-        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None)
+        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack)
 
     def factor(self, tensor: Tensor, wanted: bool = True, features: int | None = None) -> Handle | None:
         """Keeps a summary, with a draw of its own, of a factor that paths go through: of a derivative, say.
@@ -170,10 +162,10 @@ class Keep:
             return self.exact(tensor)
         return self._sketch(tensor, features, None)
 
-    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None) -> Handle:
+    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
-        matrix = (tensor.numel() // max(features, 1), features)
+        matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
         cast = self._call.cast
 
         def make() -> Compressed:
@@ -236,8 +228,12 @@ class Kept:
 
 
 def differentiable(*args: Any) -> bool:
-    """Whether a gradient is to come for any of these arguments, or those inside lists among them."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
+    """Whether a real gradient is to come for any of these arguments, or those inside lists among them."""
+    return (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in _tensors(args))
+        and not any(t.is_complex() or t.layout is not torch.strided for t in _tensors(args))
+    )
 
 
 def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Tensor:

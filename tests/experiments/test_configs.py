@@ -30,16 +30,7 @@ def test_every_method_of_every_experiment_takes_two_steps(config, experiment, me
     assert {"train_loss", "test_loss", "test_accuracy"} <= records[-1].keys()
 
 
-@pytest.mark.parametrize("experiment", TRAINING)
-@pytest.mark.parametrize("method", GROUPS["method"])
-def test_an_experiment_tells_its_values_for_every_method(config, experiment, method):
-    made = config(f"experiment={experiment}", f"method={method}")
-    if "tuned" not in made:
-        pytest.skip("all methods take the same values")
-    values = made.tuned.get(method, made.tuned.exact)
-    assert (made.optimizer.lr, made.optimizer.weight_decay) == (values.lr, values.weight_decay)
-
-
+@pytest.mark.usefixtures("mlxtend_once")
 @pytest.mark.parametrize(
     ("name", "label", "stored", "given"),
     [

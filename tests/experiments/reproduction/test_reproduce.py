@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -12,15 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from experiments.errors import UserError
-from experiments.reproduction import claims
-from experiments.reproduction.claims import Evidence, findings
-from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
 from experiments.reproduction.plan import make_plan
-from experiments.runs.records import Runs
 
 ROOT = Path(__file__).parents[3]
 PLAN = """
@@ -135,111 +129,3 @@ def test_the_projects_own_plan(tmp_path, digits):
     hours = {scale: plan.seconds(plan.jobs(), plan.step_ms, 2) / 3600 for scale, plan in plans.items()}
     assert hours["smoke"] < 1 / 6
     assert hours["laptop"] < 3
-
-
-def table(**iterations: tuple) -> pd.DataFrame:
-    """Iterations to a target by method, seeds in order; None where a run did not get there after 100."""
-    rows = [
-        {"method": method, "seed": seed, "iterations": n or 100, "met": n is not None}
-        for method, values in iterations.items()
-        for seed, n in enumerate(values)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_ratio_of_means_and_its_interval():
-    found = table(a=(10, 20, 30), b=(20, 40, 60), c=(40, 40, 40))
-    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 3)  # seeds are resampled in pairs
-    ratio = ratio_of_means(found, "a", "c")
-    assert ratio.value == 0.5
-    assert 0.25 <= ratio.low < 0.5 < ratio.high <= 0.75
-    assert ratio.below(1)
-    assert not ratio.above(1)
-
-
-def test_a_run_that_did_not_get_there_gives_a_bound():
-    found = table(a=(10, None), b=(50, 50), c=(None, 50))
-    above, below, neither = (ratio_of_means(found, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c")))
-    assert (above.bound, above.value) == (">", 1.1)
-    assert above.above(1)
-    assert not above.below(2)
-    assert (below.bound, below.value) == ("<", 1 / 1.1)
-    assert below.below(1)
-    assert neither.bound == "–"
-    assert not neither.below(1)
-    assert not neither.above(1)
-    alone = ratio_of_means(table(a=(10,), b=(20,)), "a", "b")
-    assert math.isnan(alone.low)
-    assert alone.below(1)
-    assert ratio_of_means(table(a=(10,)), "a", "b").bound == "–"
-
-
-def training(**losses: list[tuple]) -> Runs:
-    """Runs with a training loss at iterations 0, 10, 20 …, one list of losses for each seed."""
-    rows, curves = [], []
-    for method, seeds in losses.items():
-        for seed, curve in enumerate(seeds):
-            size = 20 if method == "small_batch" else 150
-            run = {"run": f"{method}{seed}", "method": method, "seed": seed, "batch_size": size}
-            rows.append({**run, "saved_bytes": 10.0, "exact_saved_bytes": 100.0})
-            for step, loss in enumerate(curve):
-                times = {"iteration": 10 * step, "train_seconds": 1.0 * step, "examples": 3000.0}
-                curves.append({**rows[-1], **times, "train_loss": loss})
-    return Runs(pd.DataFrame(rows), pd.DataFrame(curves))
-
-
-RUNS = training(
-    exact=[(2, 1, 0.1), (2, 1, 0.1)],
-    small_batch=[(2, 2, 2, 2, 2, 2, 1), (2, 2, 2, 2, 2, 2, 1)],
-    rad_same=[(2, 2, 2, 2, 1), (2, 2, 2, 2, 1)],
-    rad_diff=[(2, 2, 1), (2, 2, 1)],
-    rad_proj=[(2, 2, 2, 2, 2), (2, 2, 2, 2, 2)],
-)
-
-
-def test_first_evaluation_below_the_target_counts():
-    found = reached(RUNS, 1.0).set_index(["method", "seed"])
-    assert found.loc[("rad_same", 0), ["iterations", "train_seconds", "epochs"]].tolist() == [40, 4, 2]
-    assert found.loc[("small_batch", 1), "epochs"] == pytest.approx(60 * 20 / 3000)
-    assert not found.loc[("rad_proj", 0), "met"]
-    rows = {row["method"]: row for row in speed_table(RUNS, 1.0, ("small_batch", "exact"))}
-    assert rows["RAD, different sample"]["iterations ÷ smaller batch"] == "0.33 (0.33 to 0.33)"
-    assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
-    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 4.00"
-    assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
-
-
-def verdicts(evidence: Evidence) -> dict[str, str]:
-    return {finding.claim: finding.verdict for finding in findings(evidence)}
-
-
-def test_verdicts_of_training():
-    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": RUNS}))
-    assert found["Fig. 5 (a), MLP"] == claims.IN_PART  # projection never gets there
-    assert found["Fig. 5 (b), MLP"] == claims.HOLDS
-    assert found["Fig. 5 (c), MLP"] == claims.HOLDS
-    assert found["Fig. 5 (a), CNN"] == claims.UNKNOWN
-    slow = training(**{**{m: [(2, 1)] for m in ("small_batch", "exact")}, "rad_same": [(2, 2, 1)]})
-    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": slow}))
-    assert found["Fig. 5 (a), MLP"] == claims.FAILS
-
-
-def test_verdicts_of_the_other_studies():
-    rows = [{"method": "rad_same", "of_exact": 1.06}, {"method": "rad_even", "of_exact": 1.0}]
-    rows = [{**row, "bytes_ratio": 0.01, "final": 1.0, "final_half": 0.1, "n": 3, "finished": True} for row in rows]
-    graphs = pd.DataFrame(
-        {
-            "family": ["grows"] * 3 + ["stays"] * 3,
-            "depth": [1.0, 2, 3] * 2,
-            "variance": [math.exp(1.0 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
-            "variance_error": [0.01] * 6,
-            "predicted": [math.exp(1.3 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
-        }
-    )
-    table1 = pd.DataFrame({"left": [0.01, -0.04]})
-    found = verdicts(Evidence({}, reactor=pd.DataFrame(rows), graphs=graphs, table1=table1))
-    assert found["Fig. 6"] == claims.FAILS
-    assert found["Fig. 6, evenly spaced sample (ours)"] == claims.HOLDS
-    assert found["§3.3, Fig. 2"] == claims.IN_PART  # the exponent is 0.77 of the predicted one
-    assert found["Table 1"] == claims.IN_PART
-    assert found["§7, rounding (ours)"] == claims.UNKNOWN
