@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, answered, constant, integers, leaf, path, quiet
+from cases import CASES, answered, quiet
 from sketches import normal
 from torch import Tensor
 

@@ -127,7 +127,7 @@ def test_speed_table_says_what_the_records_say():
     assert rows["RAD, same sample"]["seconds of training ÷ exact"] == "2.00 (2.00 to 2.00)"
     assert rows["RAD, same sample"]["epochs ÷ smaller batch"] == "5.00 (5.00 to 5.00)"
     assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
-    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00 (30.00 to 30.00)"
+    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00"
     assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
 
 
