@@ -102,7 +102,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self, dtype: torch.dtype = torch.float64, wanted: Sequence[int] | None = None) -> list[Any]:
-        """The arguments as leaves; of those by which there is something to differentiate only the ``wanted`` are to be."""
+        """The arguments as leaves; of those to differentiate by, only the ``wanted`` are to be."""
         made = []
         for i, given in enumerate(self.inputs):
             if not isinstance(given, Input):
