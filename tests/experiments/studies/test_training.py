@@ -102,7 +102,7 @@ def dropping(config, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_draws_goes_on_bit_for_bit(dropping, method):
     records, states = run(dropping(f"method={method}"))
-    for state in states:
+    for state in states[:-1]:
         resumed = dropping(f"method={method}")
         torch.manual_seed(99)  # another process has drawn other numbers
         resumed.restore(copy.deepcopy(state))
