@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from digits import write_digits
+from digits import write_run as write_run_at
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -77,3 +78,9 @@ def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
             torch.set_num_threads(threads)
 
     return call
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run directory of a name below the test's own folder; see `digits.write_run`."""
+    return lambda name, *args, **more: write_run_at(tmp_path / "runs" / name, *args, **more)
