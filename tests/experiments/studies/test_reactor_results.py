@@ -14,8 +14,10 @@ import pytest
 import torch
 from digits import CONFIGS
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import rad
+import run
 from experiments.runs.records import Runs, load_runs
 from experiments.runs.study import make
 from experiments.studies.reactor.figures import control_figure, curves_figure
@@ -34,13 +36,18 @@ from rad.pde import reactor, simulate, trajectory
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture
-def runs(cli, tmp_path) -> Runs:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
     """Two seeds of exact gradients, one of a sample, on a small grid."""
-    for settings in ("method=exact", "method=rad_same budget=0.1"):
-        for seed in (0, 1) if "exact" in settings else (0,):
-            cli("experiment=reactor", "scale=smoke", *settings.split(), f"seed={seed}", "iterations=6", small=False)
-    return load_runs([tmp_path / "runs"])
+    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for settings in (["method=exact", "seed=0"], ["method=exact", "seed=1"], ["method=rad_same", "budget=0.1"]):
+            GlobalHydra.instance().clear()
+            common = ["experiment=reactor", "scale=smoke", "iterations=6", "threads=1", f"runs={folder}"]
+            patch.setattr(sys, "argv", ["run.py", *common, *settings])
+            run.main()
+    torch.set_num_threads(threads)
+    return load_runs([folder])
 
 
 def test_rows_say_what_the_records_say(runs):
