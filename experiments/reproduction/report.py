@@ -28,9 +28,9 @@ from experiments.studies.reactor.results import here, publish_reactor
 __all__ = ["write_report"]
 
 _TITLES = {
-    "mnist_mlp": "Fully connected net on MNIST",
-    "cifar_cnn": "Convolutional net on CIFAR-10",
-    "smnist_irnn": "Recurrent net on sequential MNIST",
+    "mnist_mlp": "Fully connected net",
+    "cifar_cnn": "Convolutional net",
+    "smnist_irnn": "Recurrent net",
 }
 _RULES = """\
 Verdicts follow fixed rules, by 95 % intervals: of training, bootstrap percentiles over seeds of the ratio of mean
@@ -93,6 +93,7 @@ def write_report(plan: Plan, failures: Sequence[Failure], out: Path, command: st
     body = _Report(out)  # the evidence is gathered while the sections are made, and judged at the top
     for experiment, title in _TITLES.items():
         sweeps = [s for s in plan.sweeps if s.experiment == experiment]
+        title = f"{title} on {_data(sweeps)}"  # which need not be what the paper took
         if any(not s.fractions for s in sweeps):
             body.section(title, lambda e=experiment, s=sweeps: _training(body, evidence, e, s))
         if any(s.fractions for s in sweeps):
@@ -113,7 +114,7 @@ def write_report(plan: Plan, failures: Sequence[Failure], out: Path, command: st
         report.say(f"> **{note}**")
     if plan.scale == "smoke":
         report.say("> **A trial of everything at its smallest size: the numbers mean nothing.**")
-    report.say(f"Made by `{command}`, {now()[:10]}, on {here()}. Data: {_data(plan)}.")
+    report.say(f"Made by `{command}`, {now()[:10]}, on {here()}. Data: {_data(plan.sweeps)}.")
     report.say("## Claims")
     report.say(markdown(_claims(evidence)), "", _RULES)
     report.say("## What was run", "", "Each is made by the commands of its name.")
@@ -155,10 +156,10 @@ def _what_was_run(plan: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def _data(plan: Plan) -> str:
-    runs = [RunDir(run.path) for sweep in plan.sweeps for run in sweep.runs if run.finished()]
+def _data(sweeps: Sequence[Sweep]) -> str:
+    runs = [RunDir(run.path) for sweep in sweeps for run in sweep.runs if run.finished()]
     names = {name for run in runs for name in str(run.meta().get("data", "")).split(", ") if name}
-    return ", ".join(sorted(names)) or "none yet"
+    return ", ".join(sorted(names)) or "no data yet"
 
 
 def _load(sweeps: Sequence[Sweep]) -> Runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,14 +152,14 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return both paths."""
+def save(figure: Figure, stem: str | Path, kinds: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return the paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png")]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in kinds]
     with style():
-        figure.savefig(paths[0], metadata={"CreationDate": None})
-        figure.savefig(paths[1])
+        for path in paths:
+            figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from digits import CONFIGS, GROUPS, write_digits
-from hydra import compose, initialize_config_dir
 
+from experiments.runs.configs import composed
 from experiments.runs.study import build, make
 
 # Experiments of other kinds have tests of their own.
@@ -30,7 +30,6 @@ def test_every_method_of_every_experiment_takes_two_steps(config, experiment, me
     assert {"train_loss", "test_loss", "test_accuracy"} <= records[-1].keys()
 
 
-@pytest.mark.usefixtures("mlxtend_once")
 @pytest.mark.parametrize(
     ("name", "label", "stored", "given"),
     [
@@ -66,9 +65,8 @@ def test_every_data_set_can_be_trained_on(config, digits, name):
 
 @pytest.mark.parametrize("group", [g for g in GROUPS if g not in ("experiment", "debug")])
 def test_the_default_config_can_be_composed_with_every_choice(group):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for name in GROUPS[group]:
-            assert compose("config", [f"{group}={name}"])
+    for name in GROUPS[group]:
+        assert composed([f"{group}={name}"])
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 import rad
-import run
+from experiments.runs.configs import composed
+from experiments.runs.launch import launch
 from experiments.runs.records import Runs, load_runs
 from experiments.runs.study import make
 from experiments.studies.reactor.figures import control_figure, curves_figure
@@ -32,20 +27,16 @@ from experiments.studies.reactor.results import (
     threads_of,
 )
 from rad.pde import reactor, simulate, trajectory
-
-ROOT = Path(__file__).parents[3]
+from scripts.reactor import main
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
-    """Two seeds of exact gradients, one of a sample, on a small grid."""
+    """Two seeds of exact gradients, one of a sample, on a small grid; nobody writes to them."""
     folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        for settings in (["method=exact", "seed=0"], ["method=exact", "seed=1"], ["method=rad_same", "budget=0.1"]):
-            GlobalHydra.instance().clear()
-            common = ["experiment=reactor", "scale=smoke", "iterations=6", "threads=1", f"runs={folder}"]
-            patch.setattr(sys, "argv", ["run.py", *common, *settings])
-            run.main()
+    common = ["experiment=reactor", "scale=smoke", "iterations=6", "threads=1", f"runs={folder}"]
+    for settings in ("method=exact seed=0", "method=exact seed=1", "method=rad_same budget=0.1"):
+        launch(composed([*common, *settings.split()]))
     torch.set_num_threads(threads)
     return load_runs([folder])
 
@@ -84,8 +75,7 @@ def test_costs_of_a_gradient(runs):
 
 
 def compose_reactor(*overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", ["experiment=reactor", "scale=smoke", *overrides])
+    return composed(["experiment=reactor", "scale=smoke", *overrides])
 
 
 def test_files_are_written(runs, tmp_path):
@@ -165,8 +155,12 @@ def test_cost_grows_with_grid_and_steps():
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [([], "either runs or --cost"), (["nowhere"], "nowhere is not a")])
-def test_command_line_says_what_is_wrong(arguments, reason, tmp_path):
-    command = [sys.executable, "scripts/reactor.py", *arguments, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert reason in done.stderr
+def test_command_line_says_what_is_wrong(arguments, reason, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    assert stopped.value.code != 0
+    assert reason in f"{stopped.value.code}{capsys.readouterr().err}"
