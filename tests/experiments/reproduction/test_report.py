@@ -66,7 +66,7 @@ def test_tables_say_what_the_runs_say(report):
 
 
 def test_fractions_show_the_method_at_all_budgets_beside_exact(report):
-    section = report[0].split("## Fully connected net on MNIST: fractions")[1]
+    section = report[0].split("## Fully connected net on toy: fractions")[1]
     shown = [cells(line)[:2] for line in section.splitlines() if re.match(r"\| (exact|RAD|smaller)", line)]
     assert shown == [["exact", "–"], ["RAD, different sample", "0.1"], ["RAD, different sample", "0.5"]]
 
