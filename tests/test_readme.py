@@ -9,10 +9,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
+
+from experiments.runs.configs import composed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,5 +44,4 @@ def test_commands_name_settings_that_there_are(command):
         swept = override.is_sweep_override()
         value = next(iter(override.sweep_string_iterator())) if swept else override.get_value_element_as_str()
         overrides.append(f"{override.get_key_element()}={value}")
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        assert compose("config", overrides, return_hydra_config=True)
+    assert composed(overrides)

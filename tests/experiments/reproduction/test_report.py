@@ -26,8 +26,8 @@ def report(tmp_path_factory) -> tuple[str, str]:
     main += [plan("rad_same", 2, (1,), status="running"), plan("small_batch", 2, 9 * (2,), status="failed")]
     other = [plan("rad_diff", 0, (2, 1), budget=0.5)]
     sweeps = (
-        Sweep("mnist_mlp", "mnist_mlp", "python run.py -m the=sweep", False, tuple(main)),
-        Sweep("mnist_mlp", "mnist_mlp", "python run.py -m other=budgets", True, tuple(other)),
+        Sweep("mnist_mlp", "methods", "python run.py -m the=sweep", False, tuple(main)),
+        Sweep("mnist_mlp", "budgets", "python run.py -m other=budgets", True, tuple(other)),
     )
     page = write_report(Plan("laptop", sweeps, (), {"mnist_mlp": 1.0}, 1.0), [], folder / "out", "me")
     return (folder / "out" / "report.md").read_text(), page.read_text()

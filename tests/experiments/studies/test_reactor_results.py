@@ -33,9 +33,11 @@ from scripts.reactor import main
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
     """Two seeds of exact gradients, one of a sample, on a small grid; nobody writes to them."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
+    common = ["experiment=reactor", "scale=smoke", "iterations=6", "threads=1", f"runs={folder}"]
     for settings in ("method=exact seed=0", "method=exact seed=1", "method=rad_same budget=0.1"):
-        launch(composed(["experiment=reactor", "scale=smoke", "iterations=6", f"runs={folder}", *settings.split()]))
+        launch(composed([*common, *settings.split()]))
+    torch.set_num_threads(threads)
     return load_runs([folder])
 
 
