@@ -18,6 +18,7 @@ __all__ = [
     "BudgetFloorWarning",
     "Exact",
     "LowBitsWarning",
+    "LowBitsWarning",
     "Project",
     "RoundedSample",
     "Rounding",

@@ -28,6 +28,7 @@ __all__ = [
     "coherent",
     "incoherent",
     "kept_count",
+    "product",
 ]
 
 
@@ -162,7 +163,7 @@ class Sketch(ABC):
             grad_out: Gradient of the output, ``[n, o]`` or ``[m, n, o]``; a stack's products are added up.
         """
         if compressed.exact:
-            return _product(grad_out, compressed.kept[0])
+            return product(grad_out, compressed.kept[0])
         return self._grad_weight(compressed, grad_out if grad_out.dim() == 3 else grad_out[None])
 
     def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
@@ -235,7 +236,7 @@ class Sketch(ABC):
         """Estimate from what ``_compress`` returned, as ``[m, n, d]`` or anything that can be viewed so."""
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
-        return _product(grad_out, self._expand(compressed))
+        return product(grad_out, self._expand(compressed))
 
     def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
         return None, self.expand(compressed)
@@ -245,9 +246,9 @@ class Sketch(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no closed form; measure it: rad.measure.gradient_noise")
 
 
-def _product(grad_out: Tensor, x: Tensor) -> Tensor:
+def product(grad_out: Tensor, x: Tensor) -> Tensor:
     """``grad_outᵀ x`` ``[o, d]``, summed over the matrices of a stack."""
-    return grad_out.reshape(-1, grad_out.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    return grad_out.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 def coherent(x: Tensor, grad_out: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +12,17 @@ from torch import Tensor
 
 from rad.sketch import kernels
 
-__all__ = ["MAX_BITS", "masked", "pack", "pack_positive", "packed_bytes", "unpack", "unpack_planes"]
+__all__ = [
+    "MAX_BITS",
+    "masked",
+    "pack",
+    "pack_mask",
+    "pack_positive",
+    "packed_bytes",
+    "unpack",
+    "unpack_mask",
+    "unpack_planes",
+]
 
 MAX_BITS = 16
 
@@ -40,7 +52,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     """
     _check(bits)
     values = values.reshape(1, -1)
-    if values.device.type == "cpu":  # an order of magnitude faster than the words below
+    if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
         flags = array if bits == 1 else array & _weights(bits, array.dtype)
         return torch.from_numpy(np.packbits(flags, axis=1, bitorder="little"))
@@ -69,9 +81,19 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 def unpack_planes(packed: Tensor, count: int) -> Tensor:
     """Zeros and ones, uint8 ``[bits, count]``: bit ``j`` of all values in row ``j``."""
-    if packed.device.type == "cpu":
+    if kernels.seen_by_numpy(packed):
         return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little"))
     return _unpack_words(packed, count)
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """One bit for each entry of a boolean tensor of any shape: ``pack(mask, bits=1)``."""
+    return pack(mask, bits=1)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The boolean tensor of this shape that ``pack_mask`` was given."""
+    return unpack(packed, 1, math.prod(shape)).view(torch.bool).view(*shape)
 
 
 def pack_positive(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "masked",
     "pack_positive",
     "scatter",
+    "seen_by_numpy",
     "shared",
     "signs",
     "uniform",
@@ -40,12 +41,17 @@ enabled = numba is not None
 
 
 def usable(x: torch.Tensor, *half: torch.dtype) -> bool:
-    """Whether loops can take a tensor: numba is there, and it lies on the CPU, in half precision only if they say."""
-    return enabled and type(x) in _PLAIN and x.device.type == "cpu" and (x.dtype in _DTYPES or x.dtype in half)
+    """Whether loops can take a tensor: numba is there, numpy sees it, and it is in half precision only if they say."""
+    return enabled and seen_by_numpy(x) and (x.dtype in _DTYPES or x.dtype in half)
+
+
+def seen_by_numpy(x: torch.Tensor) -> bool:
+    """Whether a tensor lies in the memory of the CPU, and is none that stands for another while a graph is traced."""
+    return type(x) in _PLAIN and x.device.type == "cpu"
 
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)  # and none that stands for a tensor while a graph is traced
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -84,8 +90,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "rad")
 
 
-# The threads of a pool do not survive a fork.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):  # the threads of a pool do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.
 _U = np.uint64

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, check_budget, kept_count
+from rad.sketch.base import Compressed, Sketch, check_budget, kept_count, product
 from rad.sketch.bits import MAX_BITS, packed_bytes
 from rad.sketch.levels import (
     RANGE_BYTES,
@@ -95,7 +95,7 @@ class Rounding(Sketch):
         ranges = -(-count // _group_size(count, self.group)) * RANGE_BYTES
         allowed = (self.budget * count * itemsize - ranges) / packed_bytes(count, 1)
         bits = min(kept_count(allowed, f"bits for each of {count} elements"), MAX_BITS)
-        if bits == 1 and itemsize < 4:
+        if bits == 1 <= allowed:  # else it is said already that it is more than the budget
             warnings.warn(
                 f"a budget of {self.budget} leaves one bit for each element of {8 * itemsize}; "
                 "Rounding(bits=3) keeps three whatever the precision",
@@ -125,12 +125,22 @@ class Rounding(Sketch):
         return round_to_levels(x.detach().reshape(-1), size, width, _dither(x.numel(), size, x.dtype, stream))
 
     def _expand(self, compressed: Compressed) -> Tensor:
-        packed, ranges = compressed.kept
-        count, dtype = compressed.shape.numel(), compressed.dtype
+        return self._wide(compressed).to(compressed.dtype)
+
+    def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
+        if compressed.dtype != torch.float16:
+            return super()._grad_weight(compressed, grad_out)
+        # Estimates lie up to a step outside of their range, perhaps beyond what float16 holds; a quarter of them fits.
+        return product(grad_out, self._wide(compressed).mul_(0.25).to(grad_out.dtype)).mul_(4)
+
+    def _wide(self, compressed: Compressed) -> Tensor:
+        """The estimate, in float32 if float16 is asked for, which the compiled loops do not know."""
+        (packed, ranges), count, dtype = compressed.kept, compressed.shape.numel(), compressed.dtype
         size = _group_size(count, self.group)
         out = packed.new_empty(count, dtype=torch.float32 if dtype == torch.float16 else dtype)
-        out = rebuild(packed, ranges, size, _dither(count, size, dtype, compressed.stream()), out)
-        return out.to(dtype).view(compressed.shape)
+        return rebuild(packed, ranges, size, _dither(count, size, dtype, compressed.stream()), out).view(
+            compressed.shape
+        )
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         size = _group_size(x.numel(), self.group)
