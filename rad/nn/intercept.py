@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rad.functional import RULES, Call, Sharing
-from rad.functional.registry import by_name, dispatch, name_of
-from rad.nn.seeds import Seeds
+from rad.functional.registry import dispatch, name_of
+from rad.nn.seeds import Seeds, Split
 from rad.sketch import Sketch
 
 __all__ = ["Recipe", "Rules", "watchers"]
@@ -41,7 +41,7 @@ class Recipe:
 
     name: str
     sketch: Sketch | None
-    seeds: Seeds
+    seeds: Seeds | Split
     sharing: Sharing
 
     def call(self) -> Call:
@@ -63,17 +63,20 @@ class Rules(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers a call; see ``TorchFunctionMode``."""
-        kwargs = kwargs or {}
+        kwargs, recipe = kwargs or {}, self.recipe
+        with torch._C.DisableTorchFunction():
+            if recipe.sketch is None:
+                return func(*args, **kwargs)
+            if torch.compiler.is_dynamo_compiling():
+                token = _token(func)
+                if token is None:
+                    return func(*args, **kwargs)
+                return traced(token, recipe.name, repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
+        return self.answer(func, args, kwargs)
+
+    def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answers a call by a rule, by those of the functions that it calls, or by itself."""
         recipe = self.recipe
-        if recipe.sketch is None:
-            with torch._C.DisableTorchFunction():
-                return func(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            if func in RULES:
-                with torch._C.DisableTorchFunction():
-                    return traced(name_of(func), repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
-            with torch._C.DisableTorchFunction():
-                return func(*args, **kwargs)
         if func not in RULES and _opens(func):
             with self:
                 return opened(func)(*args, **kwargs)
@@ -110,6 +113,9 @@ def _no(*_: Any) -> bool:
 
 
 _SKETCHES: dict[str, Sketch] = {}
+_FUNCTIONS: dict[str, Any] = {}
+_SHARING = Sharing()  # of graphs in the making, which forget it as their tensors go
+_SHARING.depth = 1
 
 
 def known(sketch: Sketch) -> None:
@@ -117,8 +123,18 @@ def known(sketch: Sketch) -> None:
     _SKETCHES.setdefault(repr(sketch), sketch)
 
 
+@torch._dynamo.assume_constant_result
+def _token(func: Any) -> str | None:
+    """What a traced graph calls a function that is not left to PyTorch."""
+    if func not in RULES and not _opens(func):
+        return None
+    token = f"{name_of(func)} {id(func):x}"
+    _FUNCTIONS[token] = func
+    return token
+
+
 @torch._dynamo.allow_in_graph
-def traced(function: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
+def traced(function: str, module: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A call as one node of a traced graph, whose arguments can be written down; no frame inside is traced."""
-    call = functools.partial(Call, _SKETCHES[sketch], lambda: seed)
-    return dispatch(call, by_name(function), args, kwargs)
+    recipe = Recipe(module, _SKETCHES[sketch], Split(seed), _SHARING)
+    return Rules(recipe).answer(_FUNCTIONS[function], args, kwargs)
