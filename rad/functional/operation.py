@@ -119,14 +119,15 @@ class _Apply(torch.autograd.Function):
         ctx.mark_non_differentiable(*fresh)
         if job.dirty:
             ctx.mark_dirty(*(tensors[i] for i in job.dirty))
-        if job.outputs > 1:
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # there would be zeros of the size of all that is kept
         ctx.save_for_backward(*(tensors[i] if i >= 0 else fresh[-1 - i] for i in job.saved))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
+        if all(grad is None for grad in grads[: job.outputs]):
+            return None, *(None for _ in job.places)
         kept = Kept(job.items, dict(zip(job.saved, ctx.saved_tensors, strict=True)))
         with _no_autocast(grads):
             found = job.backward(kept, *grads[: job.outputs])
