@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-__all__ = ["METHODS", "Look", "look", "rank"]
+__all__ = ["BUDGET_FREE", "METHODS", "Look", "look", "rank"]
 
 _DASHED, _DOTTED = (0, (4, 1.5)), (0, (1.5, 1.5))
 
@@ -39,6 +39,7 @@ METHODS = {
     "rad_round": Look("RAD, rounding", "#009E73"),
     "rad_mixed": Look("RAD, sampling and rounding", "#CC79A7", _DOTTED),
 }
+BUDGET_FREE = ("exact", "checkpoint")  # read no budget
 _OTHERS = ["#882255", "#999933", "#661100", "#6699CC"]
 
 

@@ -112,7 +112,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self, dtype: torch.dtype = torch.float64, wanted: Sequence[int] | None = None) -> list[Any]:
-        """The arguments as leaves; of those by which there is something to differentiate only the ``wanted`` are to be."""
+        """The arguments as leaves; of those to differentiate by, only the ``wanted`` are to be."""
         made = []
         for i, given in enumerate(self.inputs):
             if not isinstance(given, Input):
@@ -475,6 +475,21 @@ CASES = [
         ("along another dimension", [path(*_SHAPE)], {"dim": 0, "dtype": torch.float64}),
     ),
     *_lines(torch.log_softmax, ("", [path(*_SHAPE), -1])),
+    *_lines(
+        F.mse_loss,
+        ("", [path(8, 16), constant(8, 16)]),
+        ("both, broadcast", [path(8, 16), path(16)], {"reduction": "sum"}),
+        ("none", [path(8, 16), constant(8, 16)], {"reduction": "none"}),
+    ),
+    *_lines(F.l1_loss, ("", [path(8, 16), constant(8, 16)])),
+    *_lines(F.smooth_l1_loss, ("beta", [path(8, 16), constant(8, 16)], {"beta": 0.5})),
+    *_lines(F.huber_loss, ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7})),
+    *_lines(F.binary_cross_entropy, ("", [within(0.1, 0.9, 8, 16), within(0, 1, 8, 16, role="constant")])),
+    *_lines(
+        F.binary_cross_entropy_with_logits,
+        ("", [path(8, 16), within(0, 1, 8, 16, role="constant")]),
+        ("weights", [path(8, 16), within(0, 1, 8, 16, role="constant")], {"reduction": "sum"}),
+    ),
     *_lines(
         F.cross_entropy,
         ("", [path(8, 10), integers(10, 8)]),

@@ -37,7 +37,6 @@ class Evidence:
         nets: Its records on nets.
         noise: ``noise.csv`` of ``experiment=gradient_noise``.
         table1: ``table1.csv``.
-        commands: What made them, by experiment.
     """
 
     targets: dict[str, float]
@@ -47,7 +46,6 @@ class Evidence:
     nets: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
     table1: pd.DataFrame | None = None
-    commands: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Finding:
         measured: Our number with its interval.
         n: Seeds, or draws.
         verdict: One of `experiments.show.verdicts`.
-        experiment: Whose command made the number.
+        experiment: Whose commands made the number.
     """
 
     claim: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,17 +100,23 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def lines(curves: pd.DataFrame) -> list[Line]:
-    """One line for each method and budget, in the order of the frame."""
+def lines(curves: pd.DataFrame, name_all: bool = False) -> list[Line]:
+    """One line for each method and budget, in the order of the frame.
+
+    Args:
+        curves: `Runs.curves`.
+        name_all: Whether labels name the budget of a method that has only one.
+    """
     pairs = curves[["method", "budget"]].drop_duplicates()
     found = []
     for method, budget in pairs.itertuples(index=False):
         budgets = pairs["budget"][pairs["method"] == method]
         its = look(method)
-        label, colour = its.label, mpl.colors.to_rgb(its.colour)
-        if len(budgets) > 1:
-            label += f", budget {budget:g}"
-            colour = shade(its.colour, (budgets < budget).sum() / (len(budgets) - 1))
+        several = len(budgets) > 1
+        named = several or (name_all and not math.isnan(budget))
+        label = its.label + (f", budget {budget:g}" if named else "")
+        place = (budgets < budget).sum() / (len(budgets) - 1) if several else 0
+        colour = shade(its.colour, place) if several else mpl.colors.to_rgb(its.colour)
         found.append(Line(method, budget, label, colour))
     return found
 
@@ -146,14 +152,14 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return both paths."""
+def save(figure: Figure, stem: str | Path, kinds: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return the paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png")]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in kinds]
     with style():
-        figure.savefig(paths[0], metadata={"CreationDate": None})
-        figure.savefig(paths[1])
+        for path in paths:
+            figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 

@@ -5,6 +5,7 @@ from rad.functional import bilinear as bilinear
 from rad.functional import choice as choice
 from rad.functional import convolution as convolution
 from rad.functional import elementwise as elementwise
+from rad.functional import loss as loss
 from rad.functional import multilinear as multilinear
 from rad.functional import normalization as normalization
 from rad.functional import pool as pool

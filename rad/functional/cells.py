@@ -2,9 +2,10 @@
 
 Shapes: ``n`` sequences, ``h`` hidden features; ``r`` rows, which are the sequences of some steps one after the other.
 
-The *sums* of a cell are what its activations are applied to. A cell keeps factors that are linear in nothing but the
-gradients that meet them. A path takes one of them in each step, or two in a step of an LSTM; two elements of one summary
-have independent errors, and steps have summaries of their own, so that the product of all keeps its expectation.
+The *sums* of a cell are what its activations are applied to, its *factors* the elementwise derivatives of the states
+after a step by its sums and by the states before. A path takes one factor in each step, or two in a step of an LSTM.
+Two elements of one summary have independent errors and each step has a summary of its own, so that the product of all
+factors of a path keeps its expectation.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def _normalize(
 
 
 def _by_rows(x: Tensor, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int], tuple[int, int]]:
-    """View, dimensions to normalize over and shape of the weights where ``x`` is normalized over its last dimensions."""
+    """View, dimensions to normalize over and shape of weights where ``x`` is normalized over its last dimensions."""
     size = math.prod(shape)
     return (math.prod(x.shape[: x.dim() - len(shape)]), size), (1,), (1, size)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -20,18 +19,18 @@ from rad.functional.bilinear import linear
 from rad.functional.cells import GRU, LSTM, Gated
 from rad.functional.choice import dropout, relu
 from rad.functional.elementwise import elementwise
+from rad.functional.gated import gated
 from rad.functional.loop import loop
-from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.operation import Call
 from rad.functional.registry import rule
-from rad.functional.scan import Scan, Steps
 
-__all__ = ["final_state", "gated"]
+__all__ = ["final_state"]
 
 
 def final_state(
     input: Tensor,
     hx: Tensor,
-    params: Sequence[Tensor],
+    params: Sequence[Any],
     has_biases: bool,
     num_layers: int,
     dropout: float,
@@ -82,7 +81,7 @@ def _gru(call: Call, *args: Any) -> Any:
 def _lstm_cell(
     call: Call,
     input: Tensor,
-    hx: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor],
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
@@ -91,7 +90,7 @@ def _lstm_cell(
     if not _serves(call) or input.numel() == 0:
         return NotImplemented
 
-    def stock(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+    def stock(x: Tensor, states: list[Tensor], weights: list[Tensor]) -> Any:
         return torch._VF.lstm_cell(x, states, *weights)
 
     return gated(call, LSTM(), stock, [len(input)], 1, input, *hx, w_ih, w_hh, b_ih, b_hh)
@@ -193,15 +192,14 @@ class _Net:
                 last; returns outputs and last states.
         """
         x: Any = self.x.transpose(0, 1) if self.batch_first else self.x
-        last: list[tuple[Tensor, ...]] = []
+        last: list[tuple[Any, ...]] = []
         for depth in range(self.layers):
             if depth and self.train and self.drop:
                 x = dropout(call, x, self.drop)
-            part, of = (
-                slice(depth * size, (depth + 1) * size) for size in (self.directions, self.directions * self.each)
-            )
+            part = slice(depth * self.directions, (depth + 1) * self.directions)
+            own = slice(part.start * self.each, part.stop * self.each)
             first = [state[part] for state in self.first]
-            x, *states = layer(x, first, self.weights[of], depth == self.layers - 1)
+            x, *states = layer(x, first, self.weights[own], depth == self.layers - 1)
             last.append(tuple(states))
         if x is not None and self.batch_first:
             x = x.transpose(0, 1)
@@ -252,113 +250,3 @@ def _gated_net(call: Call, function: Callable[..., Any], cell: Gated, net: _Net 
         return gated(call, cell, stock, net.sizes, net.directions, x, *first, *weights)
 
     return net.run(call, layer)
-
-
-@operation
-def gated(
-    keep: Keep,
-    cell: Gated,
-    stock: Callable[..., tuple[Tensor, ...]],
-    sizes: list[int],
-    directions: int,
-    x: Tensor,
-    *tensors: Tensor,
-) -> Any:
-    """A layer of LSTM or GRU cells in all its directions.
-
-    Its values are those of the stock kernel, whose bits no other order of operations gives. The states being known, the
-    sums inside the gates of many steps are one product, from which the factors follow.
-
-    Args:
-        keep: What it keeps: the factors of each step by a draw of their own, input and states by chunks.
-        cell: The kind of cell.
-        stock: Takes input, first states and weights; returns outputs and last states, without the first of these where
-            it is the output.
-        sizes: Sequences in each step.
-        directions: ``D``.
-        x: Input ``[T, n, d]`` or ``[r, d]``.
-        tensors: First states ``[D, n, h]``, or ``[n, h]``, and weights of each direction.
-    """
-    first, weights = tensors[: cell.states], tensors[cell.states :]
-    out, *last = _values(stock, x, first, weights)
-    h, shape, single = first[0].shape[-1], x.shape, len(last) < cell.states
-    each = len(weights) // directions
-    scans: list[Scan] = []
-    inputs: dict[tuple[int, int], Any] = {}
-    for direction in range(directions):
-        own = [*weights[direction * each : (direction + 1) * each], None, None][:4]
-        steps = Steps(sizes, direction == 1, cell.factors * sizes[0] * h * out.element_size())
-        scan = Scan.begin(keep, cell, steps, x, own)
-        states = [(t if single else t[direction]).to(out.dtype, copy=True) for t in first]
-        _scan_gated(keep, scan, x, out[..., direction * h : (direction + 1) * h], states, own, inputs)
-        scans.append(scan)
-    wants_x, wants_first = keep.wants(x), [keep.wants(t) for t in first]
-
-    def backward(kept: Kept, grad_out: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_last = [None, *grads] if single else [*grads]
-        like = next(t for t in (grad_out, *grads) if t is not None)
-        grad_x = like.new_zeros(sum(sizes), shape[-1]) if wants_x else None
-        grad_first = [like.new_zeros(directions, sizes[0], h) if t is None else t.clone() for t in grad_last]
-        if single:
-            grad_first = [t.view(1, sizes[0], h) for t in grad_first]
-        found: list[Tensor | None] = []
-        for direction, scan in enumerate(scans):
-            part = None if grad_out is None else grad_out[..., direction * h : (direction + 1) * h]
-            found += scan.back(kept, part, [t[direction] for t in grad_first], grad_x)[:each]
-        if single:
-            grad_first = [t[0] for t in grad_first]
-        return (
-            *(None,) * 4,
-            None if grad_x is None else grad_x.view(shape),
-            *(t if want else None for t, want in zip(grad_first, wants_first, strict=True)),
-            *found,
-        )
-
-    return (out, *last), backward
-
-
-def _values(stock: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Sequence[Tensor | None]) -> list[Tensor]:
-    """What ``stock`` returns where gradients are to come: its kernels depend on that. Nothing is kept for them."""
-
-    def alike(tensor: Tensor) -> Tensor:
-        return tensor.detach().requires_grad_(tensor.requires_grad)
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
-        return [t.detach() for t in stock(alike(x), *([alike(t) for t in ts if t is not None] for ts in others))]
-
-
-def _scan_gated(
-    keep: Keep,
-    scan: Scan,
-    x: Tensor,
-    out: Tensor,
-    states: list[Tensor],
-    weights: Sequence[Any],
-    inputs: dict[tuple[int, int], Any],
-) -> None:
-    """Keeps what a direction needs, its outputs ``[T, n, h]`` or ``[r, h]`` being known; overwrites ``states``."""
-    cell, steps = scan.cell, scan.steps
-    assert isinstance(cell, Gated)
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
-    state, second = states[0], states[1] if len(states) == 2 else None
-    for start, stop in steps.chunks:
-        chunk = steps.rows(start, stop)
-        part = (x[start:stop].flatten(0, 1) if x.dim() == 3 else x[chunk]).to(out.dtype)
-        before = state.new_empty(len(part), state.shape[1])
-        places = []
-        for t in steps.order(start, stop):
-            rows = steps.rows(t)
-            places.append(slice(rows.start - chunk.start, rows.stop - chunk.start))
-            now = state[: rows.stop - rows.start]
-            before[places[-1]] = now
-            now.copy_(out[t] if out.dim() == 3 else out[rows])
-        from_x = F.linear(part, *_like(part, weight_ih, bias_ih))
-        factors = cell.derive(from_x, F.linear(before, *_like(before, weight_hh, bias_hh)), before, second, places)
-        if inputs.get((start, stop)) is None:
-            inputs[start, stop] = keep.end(part, weight_ih)
-        each = [keep.factor(factors[:, place].contiguous()) for place in sorted(places, key=lambda s: s.start)]
-        scan.chunks.append((inputs[start, stop], keep.end(before, weight_hh), each))
-
-
-def _like(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.to(x.dtype) for t in tensors]

@@ -14,7 +14,6 @@ __all__ = ["RULES", "dispatch", "rule"]
 R = TypeVar("R", bound=Callable[..., Any])
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
-_BY_NAME: dict[str, Callable[..., Any]] = {}
 
 
 def rule(*functions: Callable[..., Any]) -> Callable[[R], R]:
@@ -38,7 +37,6 @@ def rule(*functions: Callable[..., Any]) -> Callable[[R], R]:
     def register(answer: R) -> R:
         for function in functions:
             RULES[function] = answer
-            _BY_NAME[name_of(function)] = function
         return answer
 
     return register
@@ -52,11 +50,6 @@ def named(owners: tuple[Any, ...], *names: str) -> list[Callable[..., Any]]:
 def name_of(function: Callable[..., Any]) -> str:
     """How a torch function is called in ledgers and traces."""
     return resolve_name(function) or getattr(function, "__qualname__", repr(function))
-
-
-def by_name(name: str) -> Callable[..., Any]:
-    """The function that ``name_of`` gave this name."""
-    return _BY_NAME[name]
 
 
 def dispatch(call: Callable[[], Call], function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -78,7 +78,7 @@ class Scan:
     weight_ih: Handle | None
     weight_hh: Handle | None
     wants: tuple[bool, ...]
-    chunks: list[tuple[Handle | None, Handle | None, Handle | list[Handle]]] = field(default_factory=list)
+    chunks: list[tuple[Handle | None, Handle | None, Handle | Sequence[Handle | None]]] = field(default_factory=list)
 
     @classmethod
     def begin(cls, keep: Keep, cell: Cell, steps: Steps, x: Tensor, weights: Sequence[Tensor | None]) -> Scan:
@@ -122,8 +122,9 @@ class Scan:
         for (start, stop), (x_, h_, factors_) in zip(reversed(steps.chunks), reversed(self.chunks), strict=True):
             chunk = steps.rows(start, stop)
             sums = buffer[: chunk.stop - chunk.start]
-            whole = None if isinstance(factors_, list) else kept[factors_].view(len(sums), h)
-            if whole is not None and whole.dtype == torch.uint8:
+            at_once = isinstance(factors_, Handle)
+            whole = kept[factors_].view(len(sums), h) if at_once else sums
+            if whole.dtype == torch.uint8:
                 whole = sums.copy_(whole)  # each step's is read before it is overwritten
             for t in steps.order(start, stop, back=True):
                 rows = steps.rows(t)
@@ -131,7 +132,7 @@ class Scan:
                 grad, into = state[:size], sums[place]
                 if grad_out is not None:
                     grad += grad_out[t] if grad_out.dim() == 3 else grad_out[rows]
-                factors = kept.dense(factors_[t - start]) if whole is None else whole[place]
+                factors = whole[place] if at_once else kept.dense(factors_[t - start])
                 past = cell.retreat(factors, grad, None if second is None else second[:size], into)
                 if past is None:
                     torch.mm(into[:, hh], weight_hh, out=grad)

@@ -24,9 +24,13 @@ class Sharing:
         self._known: dict[int, tuple[weakref.ref[Tensor], dict[Any, Compressed]]] = {}
         self.depth = 0  # how many converted modules are running, one inside the other
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        self._known.clear()
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self._known.clear()
 
     def summary(self, tensor: Tensor, how: Any, make: Callable[[], Compressed]) -> Compressed:
         """The summary of ``tensor`` made earlier in the same way, or a new one.

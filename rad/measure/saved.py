@@ -123,13 +123,16 @@ class _Watch:
         self.parameters: set[int] = set()
 
     def enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # a compiled graph saves all at its end
+            return
         if module not in self.names:
             self.names.update({m: name or type(m).__name__ for name, m in module.named_modules()})
             self.parameters.update(_storage_id(p) for p in module.parameters())
         self.running.append(module)
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        self.running.pop()
+        if not torch.compiler.is_compiling():
+            self.running.pop()
 
     def pack(self, tensor: Tensor) -> _Held:
         # An output that is saved comes with its graph; to hold on to that would keep freed parts of it alive.

@@ -33,15 +33,8 @@ class Converted(nn.Module):
         if torch.compiler.is_compiling():
             with rules:
                 return super().forward(*args, **kwargs)
-        sharing = rules.recipe.sharing
-        sharing.depth += 1
-        try:
-            with rules:
-                return super().forward(*args, **kwargs)
-        finally:
-            sharing.depth -= 1
-            if sharing.depth == 0:
-                sharing.clear()
+        with rules.recipe.sharing, rules:
+            return super().forward(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """The stock description and, for a module without others inside, what is kept."""

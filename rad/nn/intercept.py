@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rad.functional import RULES, Call, Sharing
-from rad.functional.registry import by_name, dispatch, name_of
-from rad.nn.seeds import Seeds
+from rad.functional.registry import dispatch, name_of
+from rad.nn.seeds import Seeds, Split
 from rad.sketch import Sketch
 
 __all__ = ["Recipe", "Rules", "watchers"]
@@ -42,7 +42,7 @@ class Recipe:
 
     name: str
     sketch: Sketch | None
-    seeds: Seeds
+    seeds: Seeds | Split
     sharing: Sharing
 
     def call(self) -> Call:
@@ -64,18 +64,22 @@ class Rules(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers a call; see ``TorchFunctionMode``."""
-        kwargs = kwargs or {}
-        recipe = self.recipe
+        kwargs, recipe = kwargs or {}, self.recipe
+        if torch.compiler.is_dynamo_compiling():
+            with torch._C.DisableTorchFunction():
+                token = None if recipe.sketch is None else _token(func)
+                if token is None:
+                    return func(*args, **kwargs)
+                return traced(token, recipe.name, repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
         if _passing.by:
             return func(*args, **kwargs)
         if recipe.sketch is None:
             return _unanswered(func, types, args, kwargs)
-        if torch.compiler.is_compiling():
-            if func in RULES:
-                with torch._C.DisableTorchFunction():
-                    return traced(name_of(func), repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
-            with torch._C.DisableTorchFunction():
-                return func(*args, **kwargs)
+        return self.answer(func, args, kwargs, types)
+
+    def answer(self, func: Any, args: Any, kwargs: Any, types: Any = ()) -> Any:
+        """Answers a call by a rule, by those of the functions that it calls, or by itself."""
+        recipe = self.recipe
         if func not in RULES and _opens(func):
             with self:
                 return opened(func)(*args, **kwargs)
@@ -95,7 +99,7 @@ _passing = _Passing()
 
 
 def _unanswered(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """A call without a rule, past the modules around it, but seen by other modes, such as ``torch.device``, and classes."""
+    """A call without a rule: past the modules around, but seen by other modes, ``torch.device`` say, and classes."""
     if not types and all(isinstance(mode, Rules) for mode in _get_current_function_mode_stack()):
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
@@ -133,6 +137,9 @@ def _no(*_: Any) -> bool:
 
 
 _SKETCHES: dict[str, Sketch] = {}
+_FUNCTIONS: dict[str, Any] = {}
+_SHARING = Sharing()  # of graphs in the making, which forget it as their tensors go
+_SHARING.depth = 1
 
 
 def known(sketch: Sketch) -> None:
@@ -140,8 +147,18 @@ def known(sketch: Sketch) -> None:
     _SKETCHES.setdefault(repr(sketch), sketch)
 
 
+@torch._dynamo.assume_constant_result
+def _token(func: Any) -> str | None:
+    """What a traced graph calls a function that is not left to PyTorch."""
+    if func not in RULES and not _opens(func):
+        return None
+    token = f"{name_of(func)} {id(func):x}"
+    _FUNCTIONS[token] = func
+    return token
+
+
 @torch._dynamo.allow_in_graph
-def traced(function: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
+def traced(function: str, module: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A call as one node of a traced graph, whose arguments can be written down; no frame inside is traced."""
-    call = functools.partial(Call, _SKETCHES[sketch], lambda: seed)
-    return dispatch(call, by_name(function), args, kwargs)
+    recipe = Recipe(module, _SKETCHES[sketch], Split(seed), _SHARING)
+    return Rules(recipe).answer(_FUNCTIONS[function], args, kwargs)

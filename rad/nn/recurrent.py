@@ -30,6 +30,7 @@ class FinalState(nn.RNN):
                 n = len(input) if self.batch_first else input.shape[1]
                 hx = input.new_zeros(self.num_layers * (1 + self.bidirectional), n, self.hidden_size)
             self.check_forward_args(input, hx, None)
+            params = [getattr(self, name) for name in self._flat_weights_names]
             options = self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first
-            last = final_state(input, hx, self._flat_weights, *options, nonlinearity=self.nonlinearity)
+            last = final_state(input, hx, params, *options, nonlinearity=self.nonlinearity)
         return torch.cat(last.unbind()[-1 - self.bidirectional :], -1)

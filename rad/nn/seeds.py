@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Seeds"]
+__all__ = ["Seeds", "Split"]
 
 _RANK = 1 << 52  # between the seeds of two processes
+_DRAW = 1 << 40  # between those of one call in a traced graph; more calls than that there will not be
 
 
 class Seeds:
@@ -30,16 +31,32 @@ class Seeds:
 
     def next(self) -> Tensor:
         """A seed that was not given before, int64 scalar on the CPU."""
-        seed = self._state.clone()
-        self._state.add_(1)
+        # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
+        seed, self._state = self._state, self._state + 1
         if dist.is_available() and dist.is_initialized():
             seed = seed + dist.get_rank() * _RANK
         return seed
 
     def get_state(self) -> Tensor:
         """Where the seeds have got to; ``set_state`` goes on from there, bit for bit."""
-        return self._state.clone()
+        return self._state
 
     def set_state(self, state: Tensor) -> None:
         """Goes on from what ``get_state`` returned."""
-        self._state.copy_(state)
+        self._state = state.clone()
+
+
+class Split:
+    """Seeds made from one that ``Seeds`` gave, for a call whose draws are not known when it is taken.
+
+    Args:
+        first: The seed.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self._first, self._given = first, 0
+
+    def next(self) -> Tensor:
+        """A seed that was not given before, int64 scalar on the CPU."""
+        self._given += 1
+        return self._first if self._given == 1 else self._first + (self._given - 1) * _DRAW

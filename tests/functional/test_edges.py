@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, answered, constant, integers, leaf, path, quiet
+from cases import CASES, answered, quiet
 from sketches import normal
 from torch import Tensor
 
@@ -100,7 +100,9 @@ def test_what_is_not_real_and_dense_is_left_to_stock(make, sketch):
                 out = function(*tensors)
         else:
             out = function(*tensors)
-        results.append([out, *torch.autograd.grad(torch.view_as_real(out).sum() if out.is_complex() else out.sum(), tensors)])
+        results.append(
+            [out, *torch.autograd.grad(torch.view_as_real(out).sum() if out.is_complex() else out.sum(), tensors)]
+        )
     for ours, stock in zip(*results, strict=True):
         assert torch.equal(ours.to_dense(), stock.to_dense())
 
@@ -203,6 +205,7 @@ def test_low_precision_statistics():
     running = torch.zeros(40), torch.ones(40)
     grads = []
     for with_rules in (True, False):
+
         def call() -> Tensor:
             return F.batch_norm(x, *running, torch.ones(40), torch.zeros(40), True)
 

@@ -9,7 +9,6 @@ from cases import CASES, Case, answered, leaf, path, quiet
 from sketches import SKETCHES, assert_unbiased, held, normal
 from torch import Tensor
 
-import rad
 from rad.nn import Seeds
 
 pytestmark = [*quiet, pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")]

@@ -17,7 +17,8 @@ pytestmark = quiet
 
 # One of each kind of rule; all of them are held to the same below, with more draws.
 FEW = (
-    "gelu; F.glu; pow: both; mul; mul: leaf; mul: a column; div; div: a column; F.linear; F.linear: weight that was computed; "
+    "gelu; F.glu; pow: both; mul; mul: leaf; mul: a column; div; div: a column; F.linear; "
+    "F.linear: weight that was computed; "
     "matmul: stacks; addmm: scaled; functional.einsum; F.bilinear; F.conv1d: computed weight; F.conv2d; "
     "F.conv2d: computed weight; F.conv_transpose2d; F.log_softmax; F.cross_entropy: all of it"
 ).split("; ")
@@ -55,7 +56,7 @@ def gradients(case: Case, sketch: rad.Sketch, count: int) -> tuple[list[Tensor],
 
 
 def bias(draws: list[Tensor], exact: list[Tensor]) -> float:
-    """The squared bias of all gradients together in units of its standard error; it is itself estimated without bias."""
+    """The squared bias of all gradients together in units of its standard error; itself without bias."""
     errors = torch.cat([(d - e).reshape(len(d), -1) for d, e in zip(draws, exact, strict=True)], 1)
     pairs = (errors @ errors.T).fill_diagonal_(0)
     return float(pairs.sum() / (2 * pairs.square().sum()).sqrt())

@@ -67,11 +67,8 @@ def test_the_interval_is_that_of_all_resamples():
 def test_only_seeds_of_both_count():
     found = table(a=(10, 20, 90), b=(20, 40))
     assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 2)
-    assert (
-        ratio_of_means(found[found["seed"] == 2], "a", "b")
-        == pytest.approx(Ratio(math.nan, math.nan, math.nan, 0, "–"), nan_ok=True)
-        or ratio_of_means(found[found["seed"] == 2], "a", "b").bound == "–"
-    )
+    none = ratio_of_means(found.drop(index=[0, 1]), "a", "b")
+    assert (none.n, none.bound) == (0, "–")
 
 
 def test_a_run_that_did_not_get_there_gives_a_bound():
@@ -130,7 +127,7 @@ def test_speed_table_says_what_the_records_say():
     assert rows["RAD, same sample"]["seconds of training ÷ exact"] == "2.00 (2.00 to 2.00)"
     assert rows["RAD, same sample"]["epochs ÷ smaller batch"] == "5.00 (5.00 to 5.00)"
     assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
-    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00 (30.00 to 30.00)"
+    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00"
     assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
 
 
