@@ -32,6 +32,16 @@ def answered(sketch: rad.Sketch, seeds: Seeds | int = 0) -> Rules:
     return Rules(Recipe("", sketch, Seeds(seeds) if isinstance(seeds, int) else seeds, Sharing()))
 
 
+def by_rules(function: Callable[..., Any], sketch: rad.Sketch | None = None) -> Callable[..., Any]:
+    """The function as the rules answer it."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with answered(sketch or rad.Rounding(bits=3)):
+            return function(*args, **kwargs)
+
+    return run
+
+
 @dataclass(frozen=True)
 class Input:
     """A tensor that a call takes.

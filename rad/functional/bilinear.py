@@ -76,7 +76,7 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
     alpha, beta = scales.get("alpha", 1), scales.get("beta", 1)
     shapes, wants_bias = tuple(None if t is None else t.shape for t in (bias, a, b)), keep.wants(bias)
     rows = b.dim() == 2  # all matrices of the stack are multiplied by the same
-    a_ = keep.end(a, b) if rows else keep.factor(a, keep.wants(b))
+    a_ = keep.end(a, b) if rows and keep.is_leaf(b) else keep.factor(a, keep.wants(b))
     b_ = keep.factor(b, keep.wants(a))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,6 +86,8 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
             item = kept[a_]
             if rows and isinstance(item, Summary):
                 grads[2] = item.grad_weight(grad.reshape(-1, grad.shape[-1])).mT
+            elif rows:
+                grads[2] = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ grad.reshape(-1, grad.shape[-1])
             else:
                 grads[2] = _estimate(item).to(grad.dtype).mT @ grad
             del item

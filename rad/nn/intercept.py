@@ -8,6 +8,7 @@ seen again, except for Python functions of ``torch.nn.functional`` without a rul
 from __future__ import annotations
 
 import functools
+import threading
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rad.functional import RULES, Call, Sharing
 from rad.functional.registry import dispatch, name_of
@@ -64,26 +65,49 @@ class Rules(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers a call; see ``TorchFunctionMode``."""
         kwargs, recipe = kwargs or {}, self.recipe
-        with torch._C.DisableTorchFunction():
-            if recipe.sketch is None:
-                return func(*args, **kwargs)
-            if torch.compiler.is_dynamo_compiling():
-                token = _token(func)
+        if torch.compiler.is_dynamo_compiling():
+            with torch._C.DisableTorchFunction():
+                token = None if recipe.sketch is None else _token(func)
                 if token is None:
                     return func(*args, **kwargs)
                 return traced(token, recipe.name, repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
-        return self.answer(func, args, kwargs)
+        if _passing.by:
+            return func(*args, **kwargs)
+        if recipe.sketch is None:
+            return _unanswered(func, types, args, kwargs)
+        return self.answer(func, args, kwargs, types)
 
-    def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def answer(self, func: Any, args: Any, kwargs: Any, types: Any = ()) -> Any:
         """Answers a call by a rule, by those of the functions that it calls, or by itself."""
         recipe = self.recipe
         if func not in RULES and _opens(func):
             with self:
                 return opened(func)(*args, **kwargs)
+        for watcher in watchers:
+            watcher(recipe.name, name_of(func))
+        if func not in RULES:
+            return _unanswered(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():
-            for watcher in watchers:
-                watcher(recipe.name, name_of(func))
             return dispatch(recipe.call, func, args, kwargs)
+
+
+class _Passing(threading.local):
+    by = False  # whether a call is on its way outwards, which no other module is to answer
+
+
+_passing = _Passing()
+
+
+def _unanswered(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """A call without a rule: past the modules around, but seen by other modes, ``torch.device`` say, and classes."""
+    if not types and all(isinstance(mode, Rules) for mode in _get_current_function_mode_stack()):
+        with torch._C.DisableTorchFunction():
+            return func(*args, **kwargs)
+    _passing.by = True
+    try:
+        return func(*args, **kwargs)
+    finally:
+        _passing.by = False
 
 
 _OPENED = {"torch.nn.functional", "torch.functional"}
