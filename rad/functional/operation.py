@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from rad.functional.sharing import Sharing
 from rad.sketch import Compressed, Sketch, tracing
 
-__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "in_place", "operation"]
+__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "graph_apart", "in_place", "operation"]
 
 # What is not larger than this is kept as it is: a summary with its seed and ranges would hardly be smaller.
 _SMALL = 256
@@ -221,7 +222,7 @@ class Kept:
         if isinstance(item, Tensor):
             return grad * item
         estimate = item.dense()
-        if item.compressed.exact or estimate.dtype != grad.dtype or estimate.shape != grad.shape or _transformed():
+        if item.compressed.exact or estimate.dtype != grad.dtype or estimate.shape != grad.shape or tracing.transformed():
             return grad * estimate
         return estimate.mul_(grad)
 
@@ -312,6 +313,13 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(*(tensors[i] if i >= 0 else fresh[-1 - i] for i in job.saved))
 
     @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise NotImplementedError(
+            "a converted module cannot run under torch.func.vmap, whose examples would share their draws; "
+            "give it the batch itself, or rad.revert(model) first"
+        )
+
+    @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
@@ -323,14 +331,18 @@ class _Apply(torch.autograd.Function):
         return None, *(found[place] if want and place < len(found) else None for place, want in wanted)
 
 
-def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work, for which nothing may be overwritten."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 @contextmanager
 def _autocast_off(kind: str) -> Iterator[None]:
     with torch.autocast(kind, enabled=False):
+        yield
+
+
+@contextmanager
+def graph_apart() -> Iterator[None]:
+    """A graph made and used up at once, which hooks that follow what is saved for backward passes need not know of."""
+    # Inside torch.func there are no such hooks.
+    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    with torch.enable_grad(), saved_tensors_hooks(_same, _same) if hooks else nullcontext():
         yield
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch._dynamo.eval_frame import skip_code
 from torch.overrides import TorchFunctionMode
 
 from rad.functional import RULES, Call, Sharing
@@ -72,7 +74,11 @@ class Rules(TorchFunctionMode):
                 if token is None:
                     return func(*args, **kwargs)
                 return traced(token, recipe.name, repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
-        return self.answer(func, args, kwargs)
+        # Where the graph breaks the call runs as without compilation, which nothing inside shall be traced for.
+        answer = self.answer if get_eval_frame_callback() is None else torch._dynamo.disable(self.answer)
+        return answer(func, args, kwargs)
+
+    skip_code(__torch_function__.__code__)  # as the outermost frame; it is traced inside others
 
     def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Answers a call by a rule, by those of the functions that it calls, or by itself."""
