@@ -39,6 +39,10 @@ __all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "graph
 _SMALL = 256
 
 
+# Called with what an operation keeps, and how: "exact", "1 bit", or a sketch; see ``rad.measure``.
+listeners: list[Callable[[str, list[Tensor]], None]] = []
+
+
 class Call:
     """One call of a torch function inside a converted module.
 
@@ -176,6 +180,8 @@ class Keep:
         return self._add((self.sketch, layout, tensor.shape), list(tensors))
 
     def _add(self, how: Any, tensors: list[Tensor]) -> Handle:
+        for listener in listeners:
+            listener(_described(how), tensors)
         places = []
         for tensor in tensors:
             place = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
@@ -185,6 +191,12 @@ class Keep:
             places.append(place)
         self.items.append((how, places))
         return Handle(len(self.items) - 1)
+
+
+def _described(how: Any) -> str:
+    if how is None or (len(how) == 3 and how[0].exact):
+        return "exact"
+    return str(how[0]) if len(how) == 3 else f"{how[0]} bit{'s' if how[0] > 1 else ''}"
 
 
 class Kept:
@@ -222,7 +234,12 @@ class Kept:
         if isinstance(item, Tensor):
             return grad * item
         estimate = item.dense()
-        if item.compressed.exact or estimate.dtype != grad.dtype or estimate.shape != grad.shape or tracing.transformed():
+        if (
+            item.compressed.exact
+            or estimate.dtype != grad.dtype
+            or estimate.shape != grad.shape
+            or tracing.transformed()
+        ):
             return grad * estimate
         return estimate.mul_(grad)
 

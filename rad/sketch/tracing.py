@@ -19,7 +19,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rad.sketch import bits
 from rad.sketch.base import Compressed, Layout, Sketch
 
-__all__ = ["columns", "compress", "expand", "grad_weight", "masked", "noise", "pack", "pack_positive", "transformed", "unpack"]
+__all__ = [
+    "columns",
+    "compress",
+    "expand",
+    "grad_weight",
+    "masked",
+    "noise",
+    "pack",
+    "pack_positive",
+    "transformed",
+    "unpack",
+]
 
 _SKETCHES: dict[str, Sketch] = {}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import Attention, Residual, distance, gradients
-from sketches import normal
 from functorch.compile import min_cut_rematerialization_partition
+from sketches import normal
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
