@@ -49,11 +49,18 @@ class Call:
     Attributes:
         sketch: The summary to keep.
         seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
+        held: Ids of tensors that are held whatever is kept, besides those that are leaves.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
     """
 
-    def __init__(self, sketch: Sketch, seed: Callable[[], Tensor], sharing: Sharing | None = None) -> None:
-        self.sketch, self.seed, self.sharing = sketch, seed, sharing
+    def __init__(
+        self,
+        sketch: Sketch,
+        seed: Callable[[], Tensor],
+        sharing: Sharing | None = None,
+        held: frozenset[int] = frozenset(),
+    ) -> None:
+        self.sketch, self.seed, self.sharing, self.held = sketch, seed, sharing, held
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
 
 
@@ -293,7 +300,9 @@ class _Job:
         self.function, self.call, self.options, self.places = function, call, options, places
         self.args = [None if isinstance(arg, Tensor) else arg for arg in args]
         self.wanted = [t.requires_grad for t in tensors]
-        self.leaves = [t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter)) for t in tensors]
+        self.leaves = [
+            id(t) in call.held or (t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter))) for t in tensors
+        ]
         self.outputs = 0
         self.backward: Any = None
         self.items: Any = None

@@ -36,7 +36,7 @@ _SKETCHES: dict[str, Sketch] = {}
 
 
 def traced(x: Tensor) -> bool:
-    """Whether a tensor stands for another: for one of a graph in the making, or inside a transform of ``torch.func``."""
+    """Whether a tensor stands for another, in a graph in the making or inside a transform of ``torch.func``."""
     return isinstance(x, (FakeTensor, FunctionalTensor)) or get_proxy_mode() is not None or transformed()
 
 

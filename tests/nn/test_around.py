@@ -1,4 +1,4 @@
-"""What PyTorch offers around a model goes on working: transforms, autocast, accumulation, checkpoints, copies, files."""
+"""What PyTorch offers around a model goes on working: torch.func, autocast, accumulation, checkpoints, copies."""
 
 from __future__ import annotations
 

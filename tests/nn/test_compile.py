@@ -69,7 +69,7 @@ RULES = {
     # Python functions without a rule of their own: what they call is seen.
     "normalize": ((20, 30), F.normalize),
     "cosine_embedding_loss": ((20, 30), lambda x: F.cosine_embedding_loss(x, x.flip(0), torch.ones(20))),
-    "kl_div": ((20, 30), lambda x: F.kl_div(x.log_softmax(-1), x.detach().softmax(-1), reduction="batchmean")),
+    "kl_div": ((20, 30), lambda x: F.kl_div(x.log_softmax(-1), x.detach().flip(0).softmax(-1), reduction="batchmean")),
 }
 
 
@@ -93,7 +93,7 @@ def every_rule():
     with pytest.MonkeyPatch.context() as patch:
         one_draw(patch)
         stock, scale = EveryRule(), torch.tensor(1.5)
-        eager = rad.convert(copy.deepcopy(stock), rad.Rounding(bits=4))
+        eager = rad.convert(copy.deepcopy(stock), rad.Rounding(bits=8))
         compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=QUICK)
         found = gradients(stock, scale), gradients(eager, scale), gradients(compiled, scale)
     return [{name.rpartition("of.")[2]: g for name, g in grads.items()} for grads in found]
@@ -102,8 +102,10 @@ def every_rule():
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule(name, every_rule):
     exact, eager, compiled = (grads[name] for grads in every_rule)
-    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
-    assert distance({"": eager}, {"": exact}) < 0.5
+    off = distance({"": eager}, {"": exact})
+    assert off < 0.1
+    # Values that differ in the last bit make some of them round to the other neighbour.
+    assert distance({"": compiled}, {"": eager}) < 0.5 * off + 1e-5
 
 
 BLOCKS = {
@@ -122,7 +124,7 @@ def test_blocks_are_one_graph_that_keeps_bits(make, shape, monkeypatch):
     named = {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, x).items()}
     expected = gradients(eager, x)
     # Values that differ in the last bit make some of them round to the other neighbour.
-    assert distance(named, expected) < 0.5 * distance(expected, gradients(stock, x))
+    assert distance(named, expected) < 0.3 * distance(expected, gradients(stock, x))
     plain, few, traced = (saved_bytes(lambda m=m: m(x).square().mean()).total for m in (stock, eager, compiled))
     assert traced < 0.25 * plain
     assert traced < 1.1 * few

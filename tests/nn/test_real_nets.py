@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import rad
 from rad.measure import saved_bytes
 
-TOKENS = torch.arange(96).view(2, 48) * 7 % 50
+# No padding, whose zeros a composite RMSNorm divides by almost nothing: a range that drowns the others.
+TOKENS = torch.arange(96).view(2, 48) * 7 % 49 + 1
 TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 
@@ -87,6 +88,7 @@ def gradients(model: nn.Module, given: Tensor) -> tuple[Tensor, dict[str, Tensor
     return out.detach(), {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 
 
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
 @pytest.mark.parametrize(("make", "given", "bound"), NETS.values(), ids=NETS)
 def test_net(make, given, bound):
     torch.manual_seed(0)
