@@ -12,14 +12,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.errors import UserError
-from experiments.runs import distributed
-from experiments.runs.study import study
+from experiments.runs.launch import launch  # knows no torch: --help, completion and finished runs need none
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.absolute() / "configs"), config_name="config")
 def main(config: DictConfig) -> None:
     try:
-        study(config)
+        launch(config)
     except KeyboardInterrupt:
         sys.exit(_said("interrupted; the same command goes on from the last checkpoint"))
     except UserError as error:
@@ -31,7 +30,9 @@ def main(config: DictConfig) -> None:
 
 
 def _said(sentence: str) -> str | int:
-    return sentence if distributed.leads() else 1  # once, of several processes
+    from experiments.runs.distributed import leads
+
+    return sentence if leads() else 1  # once, of several processes
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ to a Markdown file with commit and hardware.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from experiments.runs import provenance
-from experiments.runs.study import build, make, validate
+from experiments.runs.study import build, make, undisturbed, validate
 from experiments.show.tables import prepare, publish
 from experiments.studies.training import Training
 
@@ -48,13 +47,10 @@ def measure(methods: list[str], overrides: list[str], rounds: int, steps: int) -
             timer = Timer("trainer.step(x, y)", globals=locals(), num_threads=torch.get_num_threads())
             timer.timeit(steps)  # compiles what is to be compiled, fills caches
             rows.append({**meta, "timer": timer, "seconds": [], "device": x.device})
-    gc.freeze()  # as in training
-    try:
+    with undisturbed():  # as in training
         for _ in tqdm(range(rounds), disable=None, unit="round"):
             for row in rows:
                 row["seconds"].append(row["timer"].timeit(steps).mean)
-    finally:
-        gc.unfreeze()
     return rows
 
 

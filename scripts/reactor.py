@@ -15,16 +15,15 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from experiments.errors import UserError
+from experiments.runs.configs import composed
 from experiments.runs.records import Runs, load_runs
 from experiments.runs.study import make
 from experiments.show.tables import markdown
 from experiments.studies.reactor.figures import animate
 from experiments.studies.reactor.results import cost_table, here, publish_reactor, shown_control
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 COSTS = {"exact": "exact", "checkpointing": "checkpoint", "evenly spaced, 0.01": "rad_even"}
 SIZES = [(17, 4096), (33, 4096), (65, 4096), (129, 4096), (33, 10240), (33, 40960), (33, 163840)]
 
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             runs = _one_problem(load_runs(args.runs))
             text = publish_reactor(runs, args.out, args.target, args.rounds, args.draws, command)
             if args.gif:
-                print(animate(*shown_control(runs), args.out / "control.gif"))
+                print(animate(*shown_control(runs)[:2], args.out / "control.gif"))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text)
@@ -73,8 +72,7 @@ def _one_problem(runs: Runs) -> Runs:
 
 
 def _cost(rounds: int, command: str) -> str:
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        configs = {name: compose("config", ["budget=0.01", f"method={method}"]) for name, method in COSTS.items()}
+    configs = {name: composed(["budget=0.01", f"method={method}"]) for name, method in COSTS.items()}
     methods = {name: make(config.method) for name, config in configs.items()}
     table = markdown(cost_table(SIZES, methods, rounds), right=True)
     return f"# Cost of one gradient\n\n- {here()}; medians of {rounds}\n- Command: `{command}`\n\n{table}\n"

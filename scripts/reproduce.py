@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments.errors import UserError
 from experiments.reproduction.plan import Plan, make_plan, measured_step
 from experiments.reproduction.report import write_report
-from experiments.reproduction.runner import run_all
+from experiments.reproduction.runner import Clock, duration, run_all
 from experiments.runs import provenance
 
 PLAN = Path(__file__).parent.parent / "experiments" / "reproduction" / "plan.yaml"
@@ -44,16 +44,15 @@ def main(arguments: list[str] | None = None) -> None:
         plan = make_plan(args.plan, args.scale, args.runs.absolute())
         missing = [job for job in plan.jobs() if not job.finished()]
         print(_announce(plan, len(missing)))
+        pace = 1.0
         if missing and not args.report_only:
             step = measured_step()
-            minutes = plan.seconds(missing, step, args.jobs) / 60
-            print(
-                f"About {minutes:.0f} minutes, {args.jobs} at a time: an exact step takes {step:.1f} ms here.",
-                flush=True,
-            )
+            pace = step / plan.step_ms
+            left = duration(Clock(missing, args.jobs, pace).left(0.0))
+            print(f"About {left}, {args.jobs} at a time; an exact step takes {step:.1f} ms here.", flush=True)
         if args.dry_run:
             return
-        failures = [] if args.report_only else run_all(missing, args.jobs, args.runs.absolute() / "logs")
+        failures = [] if args.report_only else run_all(missing, args.jobs, args.runs.absolute() / "logs", pace)
         page = write_report(plan, failures, out, command)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on where it was")
@@ -68,8 +67,8 @@ def _announce(plan: Plan, missing: int) -> str:
     lines = [f"Scale {plan.scale}, commit {provenance.commit_name(provenance.commit())}."]
     for sweep in plan.sweeps:
         done = sum(run.finished() for run in sweep.runs)
-        lines.append(f"  {len(sweep.runs):3d} runs, {done:3d} finished: {sweep.command}")
-    lines += [f"    1 script, {int(s.finished())} finished: python {s.command[0]}" for s in plan.scripts]
+        lines.append(f"  {done:3d} of {len(sweep.runs):3d} finished: {sweep.title}")
+    lines += [f"  {int(s.finished()):3d} of   1 finished: python {s.command[0]}" for s in plan.scripts]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join([*lines, f"{missing} of {len(plan.jobs())} are missing."])
 

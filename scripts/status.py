@@ -13,6 +13,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -28,17 +29,36 @@ def table(runs: list[Progress], rows: int | None = None) -> Table:
     states = Counter(run.state for run in runs)
     caption = ", ".join(f"{count} {state}" for state, count in states.items())
     hidden = max(0, len(runs) - rows) if rows else 0
-    made = Table(caption=caption + (f"; {hidden} not shown" if hidden else ""), caption_justify="left")
-    made.add_column("run", overflow="fold")
-    for name in ("state", "iterations", "train loss", "test loss", "left"):
+    caption += f"; {hidden} not shown" if hidden else ""
+    made = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = runs[: len(runs) - hidden]
+    also = ["\n".join(map(_last, sorted(run.also - _common(run, runs)))) for run in shown]
+    made.add_column("experiment", overflow="fold")
+    made.add_column("method", no_wrap=True)
+    for name in ("budget", "seed"):
+        made.add_column(name, justify="right", no_wrap=True)
+    if any(also):
+        made.add_column("also", overflow="fold")
+    for name in ("state", "iterations", "train\nloss", "test\nloss", "left"):
         made.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for run in runs[: len(runs) - hidden]:
-        part = f"{run.iteration:,} of {run.iterations:,}" if run.iterations else "–"
+    for run, rest in zip(shown, also, strict=True):
+        which = [run.experiment, run.method, _number(run.budget), "–" if run.seed is None else str(run.seed)]
+        part = f"{run.iteration:,}/{run.iterations:,}" if run.iterations else "–"
         left = "–" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
-        made.add_row(
-            run.name, run.state, part, _number(run.train_loss), _number(run.test_loss), left, style=COLOURS[run.state]
-        )
+        losses = [_number(run.train_loss), _number(run.test_loss)]
+        made.add_row(*which, *[rest] * any(also), run.state, part, *losses, left, style=COLOURS[run.state])
     return made
+
+
+def _common(run: Progress, runs: list[Progress]) -> frozenset[str]:
+    """What all runs of its experiment are named by, which tells none of them from another."""
+    return frozenset.intersection(*(other.also for other in runs if other.experiment == run.experiment))
+
+
+def _last(part: str) -> str:
+    """A setting by the last part of its name."""
+    name, equals, value = part.partition("=")
+    return name.rpartition(".")[2] + equals + value
 
 
 def main() -> None:

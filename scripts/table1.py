@@ -21,7 +21,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch import Tensor
 from tqdm import tqdm
@@ -29,11 +28,12 @@ from tqdm import tqdm
 from experiments.errors import UserError
 from experiments.methods import Method
 from experiments.runs import provenance
+from experiments.runs.configs import CONFIGS, composed
 from experiments.runs.study import make
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
+from rad.nn import Seeds
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 BATCH = 150
 FRACTIONS = (1.0, 0.8, 0.5, 0.3, 0.1, 0.05)
 
@@ -110,12 +110,11 @@ class Measured:
 
 def measure(model: str, inputs: tuple[int, ...], method: str, fraction: float) -> Measured:
     """Measures one row; to be called in a process of its own."""
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        config = compose("config", [f"model={model}", f"method={method}", f"budget={fraction}"])
+    config = composed([f"model={model}", f"method={method}", f"budget={fraction}"])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     made: Method = make(config.method)
-    prepared = made.prepare(make(config.model), torch.Generator().manual_seed(0))
+    prepared = made.prepare(make(config.model), Seeds(0))
     x, y = torch.randn(BATCH, *inputs), torch.zeros(BATCH, dtype=torch.int64)
 
     def forward(size: int = BATCH) -> Tensor:

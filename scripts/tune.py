@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from hydra import compose, initialize_config_dir
 
 from experiments.errors import UserError
-from experiments.reproduction.plan import CONFIGS, Planned, make_sweep
+from experiments.reproduction.plan import Planned, make_sweep
 from experiments.reproduction.runner import run_all
 from experiments.runs import provenance
+from experiments.runs.configs import composed
 from experiments.runs.directory import RunDir
 from experiments.show.tables import markdown, prepare, publish
 
@@ -39,17 +39,14 @@ def plan(overrides: list[str], held_out: int, values: np.ndarray, runs: Path) ->
         UserError: If a config cannot be composed.
     """
     plain = [o for o in overrides if o.startswith("experiment=")]
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        data = compose("config", [*plain, "scale=laptop"] if plain else []).get("data")
-        if data is None:
-            raise UserError("only the training of a net can be tuned; choose experiment=mnist_mlp or another one")
-        name = "data.images.held_out" if "images" in data else "data.held_out"
-        fixed = " ".join(map(shlex.quote, [*overrides, f"{name}={held_out}"]))
-        return [
-            run
-            for lr, decay in values
-            for run in make_sweep(f"{fixed} optimizer.lr={lr:g} optimizer.weight_decay={decay:g}", runs).runs
-        ]
+    if "held_out" not in composed(plain):
+        raise UserError("only the training of a net can be tuned; choose experiment=mnist_mlp or another one")
+    fixed = " ".join(map(shlex.quote, [*overrides, f"held_out={held_out}"]))
+    return [
+        run
+        for lr, decay in values
+        for run in make_sweep(f"{fixed} optimizer.lr={lr:g} optimizer.weight_decay={decay:g}", runs).runs
+    ]
 
 
 def trials_of(jobs: list[Planned]) -> pd.DataFrame:
@@ -105,7 +102,7 @@ within half a percentage point of it.
 """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="of run.py, with lists of methods, budgets and so on")
@@ -115,9 +112,9 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by (default %(default)s)")
     parser.add_argument("--draw", type=int, default=0, help="seed of the pairs (default %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/tune"), help="folder of trials (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/tune"), help="folder of tables (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of tables (default: that of the trials)")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one thread each (default %(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     if args.trials < 1 or args.jobs < 1 or args.held_out < 1:
         parser.error(
             f"--trials, --jobs and --held-out must be at least 1, got {args.trials}, {args.jobs}, {args.held_out}"
@@ -128,7 +125,7 @@ def main() -> None:
     try:
         values = pairs(args.trials, args.lr, args.weight_decay, args.draw)
         jobs = plan(args.overrides, args.held_out, values, args.runs.absolute())
-        file = args.out / f"{jobs[0].path.parent.name}.md"
+        file = (args.out or args.runs) / f"{jobs[0].path.parent.name}.md"
         prepare(file)
         missing = [job for job in jobs if not job.finished()]
         print(f"{len(jobs)} trials, {len(missing)} of them missing", flush=True)

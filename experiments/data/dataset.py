@@ -70,7 +70,7 @@ class Dataset:
         size = len(self.x_train)
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < size:
             raise UserError(
-                f"data.held_out must be a whole number below the {size:,} training examples of {self.name}, 0 "
+                f"held_out must be a whole number below the {size:,} training examples of {self.name}, 0 "
                 f"for none, got {count!r}"
             )
         if count == 0:

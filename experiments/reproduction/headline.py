@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments.labels import look
 from experiments.runs.records import Runs
-from experiments.show.figures import method_style
+from experiments.show.verdicts import Interval
 
 __all__ = ["MEASURES", "Ratio", "ratio_of_means", "reached", "speed_table"]
 
@@ -24,7 +25,7 @@ class Ratio:
 
     Attributes:
         value: The ratio, or a bound of it.
-        low: Lower end of its 95 % bootstrap interval; NaN for a bound or a single seed.
+        low: Lower end of the 95 % bootstrap interval of the value; NaN of a single seed.
         high: Upper end.
         n: Seeds that both have.
         bound: ``""``, or ``">"`` or ``"<"`` where some run did not get there; ``"–"`` where nothing can be said.
@@ -37,22 +38,17 @@ class Ratio:
     bound: str = ""
 
     def __str__(self) -> str:
-        if self.bound == "–":
-            return "–"
-        spread = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.bound and self.bound + ' '}{self.value:.2f}{spread}"
+        if self.bound:
+            return self.bound if math.isnan(self.value) else f"{self.bound} {self.value:.2f}"
+        return f"{self.value:.2f}" + ("" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})")
 
-    def below(self, limit: float) -> bool:
-        """Whether it is clearly below a limit: by its interval, or by its bound."""
+    def interval(self) -> Interval:
+        """What the ratio may be: beyond its bound all is possible, the bound itself is not."""
         if self.bound == "<":
-            return self.value <= limit
-        return self.bound == "" and (self.high if not math.isnan(self.high) else self.value) < limit
-
-    def above(self, limit: float) -> bool:
-        """Whether it is clearly above a limit."""
+            return Interval(0.0, math.nextafter(self.high, 0.0))
         if self.bound == ">":
-            return self.value >= limit
-        return self.bound == "" and (self.low if not math.isnan(self.low) else self.value) > limit
+            return Interval(math.nextafter(self.low, math.inf), math.inf)
+        return Interval(self.low, self.high)
 
 
 def reached(runs: Runs, target: float) -> pd.DataFrame:
@@ -96,24 +92,28 @@ def ratio_of_means(table: pd.DataFrame, method: str, baseline: str, measure: str
     a, b = above[measure].to_numpy(float), below[measure].to_numpy(float)
     if seeds.empty or not np.isfinite([*a, *b]).all() or b.mean() == 0:
         return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
-    value = float(a.mean() / b.mean())
     # What a run took that did not get there is less than what it would have taken.
     missed = not above["met"].all(), not below["met"].all()
-    if any(missed):
-        bound = "–" if all(missed) else ">" if missed[0] else "<"
-        return Ratio(value, math.nan, math.nan, len(seeds), bound)
-    if len(seeds) < 2:
-        return Ratio(value, math.nan, math.nan, len(seeds))
+    if all(missed):
+        return Ratio(math.nan, math.nan, math.nan, len(seeds), "–")
+    low, high = _bootstrap(a, b) if len(seeds) > 1 else (math.nan, math.nan)
+    bound = ">" if missed[0] else "<" if missed[1] else ""
+    return Ratio(float(a.mean() / b.mean()), low, high, len(seeds), bound)
+
+
+def _bootstrap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of the ratio of means of pairs."""
     found = stats.bootstrap(
         (a, b),
         lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis),
         paired=True,
         vectorized=True,
+        confidence_level=0.95,
         method="percentile",
         n_resamples=_RESAMPLES,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Ratio(value, float(found.low), float(found.high), len(seeds))
+    return float(found.low), float(found.high)
 
 
 def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[dict[str, str]]:
@@ -131,7 +131,7 @@ def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[d
         mine = table[table["method"] == method]
         got = int(mine["met"].sum())
         row = {
-            "method": method_style(method)[0],
+            "method": look(method).label,
             "bytes ÷ exact": f"{shares['share'][shares['method'] == method].mean():.3f}",
             "n": str(len(mine)),
             "iterations": f"{mine['iterations'].mean():,.0f}"
@@ -142,6 +142,6 @@ def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[d
             if baseline in set(table["method"]):
                 for measure, label in MEASURES.items():
                     ratio = "1" if method == baseline else str(ratio_of_means(table, method, baseline, measure))
-                    row[f"{label} ÷ {method_style(baseline)[0]}"] = ratio
+                    row[f"{label} ÷ {look(baseline).label}"] = ratio
         rows.append(row)
     return rows

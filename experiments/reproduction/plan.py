@@ -5,26 +5,24 @@ from __future__ import annotations
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
+from experiments.runs.configs import composed
 from experiments.runs.directory import RunDir
-from experiments.runs.study import build, make, run_directory
+from experiments.runs.naming import label, run_directory
+from experiments.runs.study import build, make
 
-__all__ = ["CONFIGS", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
+__all__ = ["ROOT", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIGS = ROOT / "configs"
 _STEPS = 60
 
 
@@ -33,10 +31,10 @@ class Planned:
     """One process to start.
 
     Attributes:
-        name: What progress and errors call it.
+        name: What progress and errors call it: experiment, method, budget and seed.
         command: Its arguments after ``python``.
         path: The run directory, or the file that it makes.
-        seconds: That it takes, about, on one thread where the plan was timed.
+        seconds: That it takes, about, on one thread where the plan was timed; 0 if nobody knows.
     """
 
     name: str
@@ -58,12 +56,14 @@ class Sweep:
 
     Attributes:
         experiment: Its name.
+        title: What varies in it, in short.
         command: As a user would type it.
         fractions: Whether it belongs to the study of fractions.
         runs: One for each combination.
     """
 
     experiment: str
+    title: str
     command: str
     fractions: bool
     runs: tuple[Planned, ...]
@@ -93,10 +93,6 @@ class Plan:
         """All processes."""
         return [run for sweep in self.sweeps for run in sweep.runs] + list(self.scripts)
 
-    def seconds(self, jobs: Sequence[Planned], step_ms: float, workers: int) -> float:
-        """How long some jobs take where an exact step takes ``step_ms``, so many at a time."""
-        return sum(job.seconds for job in jobs) * step_ms / self.step_ms / workers
-
 
 def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     """Reads a plan and looks for the data sets that it needs.
@@ -114,22 +110,24 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     scales = [name for name, value in settings.items() if isinstance(value, DictConfig)]
     if scale not in scales:
         raise UserError(f"the scale must be one of {', '.join(map(str, scales))}, got {scale!r}")
-    sweeps, notes, missing = [], [], {}
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        for entry in settings[scale].sweeps:
-            for name in entry.get("needs", []):
-                if name not in missing:
-                    missing[name] = _missing(name)
-            absent = [name for name in entry.get("needs", []) if missing[name]]
-            sweep = " ".join(entry.sweep.split())
-            if absent and "otherwise" not in entry:
-                notes.append(f"`{sweep}` is left out, for want of {' and '.join(absent)}.")
-                continue
-            if absent:
-                notes.append(f"`{sweep}` is run with `{entry.otherwise}`, for want of {' and '.join(absent)}.")
-                sweep = f"{sweep} {entry.otherwise}"
-            sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("fractions", False)))
-    notes += [f"{name}: {reason}" for name, reason in missing.items() if reason]
+    sweeps: list[Sweep] = []
+    notes: list[str] = []
+    missing: dict[str, str] = {}
+    for entry in settings[scale].sweeps:
+        needs = entry.get("needs", {})
+        missing |= {name: _missing(name) for name in needs if name not in missing}
+        absent = [name for name in needs if missing[name]]
+        sweep, experiment = " ".join(entry.sweep.split()), _experiment(entry.sweep)
+        want = f"for want of {' and '.join(absent)}"
+        if any(needs[name] is None for name in absent):
+            notes.append(f"`{experiment}` is left out, {want}.")
+            continue
+        if absent:
+            instead = " ".join(needs[name] for name in absent)
+            notes.append(f"`{experiment}` is run with `{instead}`, {want}.")
+            sweep = f"{sweep} {instead}"
+        sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("fractions", False)))
+    notes = [*dict.fromkeys(notes), *(f"{name}: {reason}" for name, reason in missing.items() if reason)]
     table = runs / "table1" / "table1.csv"
     written = table.with_suffix(".md")
     if written.is_relative_to(ROOT):  # where scripts are run: a table names the command that made it
@@ -144,11 +142,8 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
 def measured_step() -> float:
     """Milliseconds of an exact step of the default run on one thread of this machine, median."""
     threads = torch.get_num_threads()
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        config = compose("config", ["method=exact", "threads=1"], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
     try:
-        trainer, _ = build(config)
+        trainer, _ = build(composed(["method=exact", "threads=1"]))
         taken = []
         for _ in range(_STEPS):
             start = time.perf_counter()
@@ -160,7 +155,7 @@ def measured_step() -> float:
 
 
 def make_sweep(sweep: str, runs: Path, seconds: float = 0, fractions: bool = False) -> Sweep:
-    """The runs of a command, inside of Hydra's initialization.
+    """The runs of a command.
 
     Args:
         sweep: Overrides of ``run.py``, with lists as in a sweep.
@@ -174,24 +169,36 @@ def make_sweep(sweep: str, runs: Path, seconds: float = 0, fractions: bool = Fal
     try:
         parsed = OverridesParser.create().parse_overrides(shlex.split(sweep))
         combinations = [c for part in BasicSweeper.split_arguments(parsed, None) for c in part]
-        found = []
+        found: list[Planned] = []
+        varied: dict[str, dict[str, None]] = {}
         for overrides in combinations:
-            config = compose("config", [*overrides, f"runs={runs}"], return_hydra_config=True)
-            HydraConfig.instance().set_config(config)
+            config = composed([*overrides, f"runs={runs}"])
             path = run_directory(config)
             command = ("run.py", *overrides, f"runs={runs}", "threads=1")
-            found.append(Planned(f"{path.parent.name}/{path.name}", command, path, seconds))
+            said = {"budget": config.budget, "seed": config.seed}
+            if "method" in config and "method=" in sweep:  # some studies compare all methods in one run
+                said |= {"method": config.method.name}
+            for key, value in said.items():
+                varied.setdefault(key, {})[f"{value}"] = None
+            found.append(Planned(label(path.parent.name, **said), command, path, seconds))
     except HydraException as error:
         raise UserError(f"the sweep `{sweep}` is not valid: {str(error).splitlines()[0]}") from error
     if not found:
         raise UserError(f"the sweep `{sweep}` is empty; give every list at least one value")
-    return Sweep(found[0].path.parent.name, f"python run.py -m {sweep}", fractions, tuple(found))
+    experiment = found[0].path.parent.name
+    title = ": ".join([experiment, *filter(None, [", ".join(varied.get("method", {}))])])
+    title += "".join(f"; {key} {', '.join(varied[key])}" for key in ("budget", "seed") if len(varied[key]) > 1)
+    return Sweep(experiment, title, f"python run.py -m {sweep}", fractions, tuple(found))
+
+
+def _experiment(sweep: str) -> str:
+    return next(part for part in sweep.split() if part.startswith("experiment=")).removeprefix("experiment=")
 
 
 def _missing(name: str) -> str:
     """Why a data set cannot be had; empty if it can."""
     try:
-        make(compose("config", [f"data={name}"]).data)
+        make(composed([f"data={name}"]).data)
     except UserError as error:
         return str(error)
     return ""

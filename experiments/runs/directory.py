@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from experiments.errors import UserError
+from experiments.runs.naming import passes
 
-__all__ = ["RunDir", "digest"]
-
-# Settings that do not say what a run computes; a run may be resumed with others. (What `tuned` and `scales` list for
-# the run's own method and size stands in `optimizer`, `iterations` and so on as well.)
-PASSING = (
-    "runs",
-    "run_dir",
-    "device",
-    "threads",
-    "tracker",
-    "data.root",
-    "data.images.root",
-    "tuned",
-    "scale",
-    "scales",
-)
-
-# Settings that came later, by the last part of their name, with the value of all runs before them: with it they say
-# nothing, so that those runs stay what they are.
-LATER = {"held_out": 0}
+__all__ = ["RunDir", "digest", "find_runs"]
 
 _OWN = (".lock", "config.yaml.partial")  # what a directory may hold before it holds a config
 
@@ -134,6 +116,15 @@ class RunDir:
         """Replaces the meta data."""
         _replace(self.path / "meta.json", json.dumps(meta, indent=2).encode())
 
+    def summary(self) -> str | None:
+        """What was said of the run when it had finished; ``None`` if that has not been written."""
+        file = self.path / "summary.txt"
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def write_summary(self, text: str) -> None:
+        """Keeps what is said of the finished run, so that nothing need be loaded or drawn to say it again."""
+        _replace(self.path / "summary.txt", text.encode())
+
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line to the records."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -163,6 +154,8 @@ class RunDir:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""
+        import torch  # here, for what is finished is looked at without
+
         partial = self.path / "checkpoint.partial"
         with partial.open("wb") as file:
             torch.save(state, file)
@@ -176,6 +169,8 @@ class RunDir:
         Raises:
             UserError: If it cannot be read.
         """
+        import torch
+
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
@@ -194,6 +189,29 @@ class RunDir:
             raise UserError(
                 f"{file} is damaged ({reason}); delete it to begin this run anew, its records included"
             ) from error
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Every directory at or below some folders that holds a meta.json or a metrics.jsonl; links are followed.
+
+    Raises:
+        UserError: If one of the folders is none, or leads to no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory; give run directories or a folder above them")
+        files = [
+            f
+            for name in ("meta.json", "metrics.jsonl")
+            for f in glob.iglob(f"{glob.escape(str(path))}/**/{name}", recursive=True)
+        ]
+        if not files:
+            raise UserError(
+                f"{path} holds no run, which is a directory with meta.json and metrics.jsonl; python run.py starts one"
+            )
+        found |= {file.parent.resolve(): file.parent for file in map(Path, files)}
+    return sorted(found.values())
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -215,12 +233,7 @@ def _lasting(config: Any) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    def lasts(name: str, value: Any) -> bool:
-        last = name.rpartition(".")[2]
-        passes = any(name == p or name.startswith(f"{p}.") for p in PASSING)
-        return not passes and not (last in LATER and value == LATER[last])
-
-    return {name: value for name, value in flatten(config, "") if lasts(name, value)}
+    return {name: value for name, value in flatten(config, "") if not passes(name)}
 
 
 def digest(config: dict[str, Any]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.runs.directory import RunDir
+from experiments.labels import BUDGET_FREE
+from experiments.runs.directory import RunDir, find_runs
 
 __all__ = ["Progress", "find", "progress"]
+
+_SHOWN = ("method=", "budget=", "seed=")  # in fields of their own
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Progress:
 
     Attributes:
         name: Experiment and run directory.
+        experiment: As recorded, or else the folder of the run directory.
+        method: As configured; ``all`` of a study that compares all.
+        budget: That the method reads, if it reads one.
+        seed: As configured.
+        also: What else the run directory is named by, part by part.
         state: ``running``, ``finished``, ``failed`` (its loss was no longer finite), ``stopped`` (the same command goes
             on) or ``damaged``.
         iteration: Of the last record.
@@ -31,6 +37,11 @@ class Progress:
 
     name: str
     state: str
+    experiment: str = ""
+    method: str = ""
+    budget: float | None = None
+    seed: int | None = None
+    also: frozenset[str] = frozenset()
     iteration: int = 0
     iterations: int = 0
     train_loss: float | None = None
@@ -39,34 +50,29 @@ class Progress:
 
 
 def find(root: Path, now: datetime) -> list[Progress]:
-    """All runs below a folder, running ones first.
+    """How far all runs below a folder are, running ones first.
 
     Raises:
         UserError: If there is no such folder, or no run in it.
     """
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder; name the one that holds the runs")
     order = ["running", "stopped", "failed", "damaged", "finished"]
-    found = sorted(_all(root, now), key=lambda p: (order.index(p.state), p.name))
-    if not found:
-        raise UserError(f"there is no run below {root}; start one with python run.py, or name another folder")
-    return found
-
-
-def _all(root: Path, now: datetime) -> Iterator[Progress]:
-    for file in glob.iglob(str(root / "**" / "meta.json"), recursive=True):  # follows links, as rglob does not
-        yield progress(Path(file).parent, now)
+    runs = [progress(path, now) for path in find_runs([root])]
+    return sorted(
+        runs, key=lambda p: (order.index(p.state), p.experiment, p.method, p.budget or 0, p.seed or 0, p.name)
+    )
 
 
 def progress(path: Path, now: datetime) -> Progress:
     """How far the run in a directory is."""
     run, name = RunDir(path), f"{path.parent.name}/{path.name}"
+    also = frozenset(part for part in path.name.split(",") if not part.startswith(_SHOWN) and part != "default")
     try:
         meta, records = run.meta(), run.records()
         state = meta["status"] if meta["status"] != "running" else "running" if run.busy() else "stopped"
         iterations, session = meta["iterations"], meta["sessions"][-1]
+        experiment, method, budget, seed = (meta[key] for key in ("experiment", "method", "budget", "seed"))
     except (UserError, KeyError, IndexError, OSError):
-        return Progress(name, "damaged")
+        return Progress(name, "damaged", path.parent.name, also=frozenset([path.name]))
     iteration = records[-1]["iteration"] if records else 0
     left = None
     done = iteration - session.get("iteration", 0)
@@ -78,4 +84,6 @@ def progress(path: Path, now: datetime) -> Progress:
         key: next((record[key] for record in reversed(records) if key in record), None)
         for key in ("train_loss", "test_loss")
     }
-    return Progress(name, state, iteration, iterations, seconds_left=left, **losses)
+    budget = None if method in (*BUDGET_FREE, "all") else budget
+    which = (experiment, method, budget, seed, also)
+    return Progress(name, state, *which, iteration, iterations, seconds_left=left, **losses)

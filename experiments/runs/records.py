@@ -12,24 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from experiments.errors import UserError
+from experiments.labels import BUDGET_FREE, rank
+from experiments.runs.directory import find_runs
 
 GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]
-METHODS = [
-    "exact",
-    "checkpoint",
-    "small_batch",
-    "rad_same",
-    "rad_even",
-    "rad_diff",
-    "rad_proj",
-    "rad_round",
-    "rad_mixed",
-]
-BUDGET_FREE = ["exact", "checkpoint"]
 SEPARATOR = "; "
 INTERVAL = "95 % Student-t interval of the mean over seeds"
 
@@ -56,23 +46,6 @@ class Runs:
         for (experiment, data), part in self.runs.groupby(["experiment", "data"]):
             curves = self.curves[self.curves["run"].isin(part["run"])]
             yield experiment, data, Runs(part.reset_index(drop=True), curves.reset_index(drop=True))
-
-
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """List every directory at or below `paths` that holds a meta.json or a metrics.jsonl.
-
-    Raises:
-        UserError: If one of the paths is not a directory or leads to no run.
-    """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise UserError(f"{path} is not a directory; give run directories or a folder above them")
-        folders = {file.parent for name in ("meta.json", "metrics.jsonl") for file in path.rglob(name)}
-        if not folders:
-            raise UserError(f"{path} holds no run, which is a directory with meta.json and metrics.jsonl")
-        found |= {folder.resolve(): folder for folder in folders}
-    return sorted(found.values())
 
 
 def load_runs(paths: Iterable[str | Path]) -> Runs:
@@ -244,13 +217,12 @@ def _is_number(value: object) -> bool:
 
 
 def _half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float:
-    return stats.t.ppf(0.975, np.subtract(n, 1)) * std / np.sqrt(n)
+    return stdtrit(np.subtract(n, 1), 0.975) * std / np.sqrt(n)
 
 
 def _in_order(table: pd.DataFrame, *more: str) -> pd.DataFrame:
-    rank = table["method"].map(lambda name: METHODS.index(name) if name in METHODS else len(METHODS))
     columns = ["experiment", "data", "rank", "method", "budget", *more]
-    return table.assign(rank=rank).sort_values(columns, ignore_index=True).drop(columns="rank")
+    return table.assign(rank=table["method"].map(rank)).sort_values(columns, ignore_index=True).drop(columns="rank")
 
 
 def _notes(part: pd.DataFrame) -> Iterator[str]:

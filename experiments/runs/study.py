@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 import rad
 from experiments.errors import UserError
 from experiments.runs import distributed, provenance
 from experiments.runs.directory import RunDir, digest
+from experiments.runs.naming import experiment_name
 from experiments.runs.tracking import Tracker
 
 __all__ = [
@@ -29,11 +29,10 @@ __all__ = [
     "Task",
     "build",
     "device",
-    "experiment_name",
     "generator",
     "make",
-    "run_directory",
     "study",
+    "undisturbed",
     "validate",
     "whole",
 ]
@@ -109,21 +108,18 @@ class Study(ABC):
         """Draws the figure of a finished run into its directory; returns what to print."""
 
 
-def study(config: DictConfig) -> Path:
+def study(config: DictConfig, settings: Record, run: RunDir) -> None:
     """Runs what a config says, or what is still missing of it, and ends with a summary and a figure.
 
     Args:
         config: As composed by Hydra.
-
-    Returns:
-        The run directory.
+        settings: The same, resolved.
+        run: Where it is kept.
 
     Raises:
         UserError: For anything the user can mend.
     """
     kind = validate(config)
-    path, settings = run_directory(config), _resolved(config)
-    run = RunDir(path)
     with distributed.group():
         if distributed.leads():
             _lead(run, kind, config, settings)
@@ -132,7 +128,6 @@ def study(config: DictConfig) -> Path:
             if distributed.agree(None):
                 _restore(run, task)
                 task.run(_ignore, _ignore)
-    return path
 
 
 def _lead(run: RunDir, kind: Study, config: DictConfig, settings: Record) -> None:
@@ -147,7 +142,9 @@ def _lead(run: RunDir, kind: Study, config: DictConfig, settings: Record) -> Non
             if distributed.agree(not run.finished()):  # by another process, meanwhile
                 print(kind.headline(meta))
                 _carry_out(run, task, meta, tracker, settings)
-    print(kind.summarize(run))
+    said = kind.summarize(run)
+    run.write_summary(said)
+    print(said)
 
 
 def validate(config: DictConfig) -> Study:
@@ -156,16 +153,6 @@ def validate(config: DictConfig) -> Study:
     Raises:
         UserError: Names the setting, its value and what is allowed.
     """
-    if config.scale is not None and "scales" not in config:
-        raise UserError(
-            f"scale={config.scale} needs an experiment that says what it means; set experiment, or no scale"
-        )
-    if config.scale is not None and config.scale not in config.scales:
-        raise UserError(f"scale must be one of {', '.join(map(str, config.scales))}, got {config.scale!r}")
-    try:
-        _resolved(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from error
     try:
         rad.sketch.check_budget(config.budget)
     except (TypeError, ValueError) as error:
@@ -221,22 +208,8 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
         "iterations": config.iterations,
         "scale": config.scale,
         "processes": distributed.processes(),
-        "settings": digest(_resolved(config)),
         **meta,
     }
-
-
-def run_directory(config: DictConfig) -> Path:
-    """``run_dir``, or ``<runs>/<experiment, or model-data>/<overrides>``: the same command finds the same run."""
-    if config.run_dir is not None:
-        return Path(config.run_dir)
-    return Path(config.runs) / experiment_name() / (HydraConfig.get().job.override_dirname or "default")
-
-
-def experiment_name() -> str:
-    """Of the experiment chosen, or else of model and data."""
-    choices = HydraConfig.get().runtime.choices
-    return choices.experiment or f"{choices.model}-{choices.data}"
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -282,12 +255,22 @@ def device(name: str) -> torch.device:
     return found
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What exists by now stays meanwhile; the garbage collector need not look through it again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings: Record) -> None:
     resumed = _restore(run, task)
     run.rewind(task.iteration if resumed else -1)
     session = {**provenance.session(task.device), "iteration": task.iteration}
     sessions = [*run.meta().get("sessions", []), session]
-    meta = {"status": "running", **meta, "step_ms": None, "sessions": sessions}
+    meta = {"status": "running", **meta, "settings": digest(settings), "step_ms": None, "sessions": sessions}
     run.write_meta(meta)
     tracker.start(run.path, meta, settings)
     print(f"iterations {task.iteration} to {task.iterations} in {run.path}")
@@ -296,10 +279,9 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
         run.append(entry)
         tracker.log(entry)
 
-    # What exists by now stays; the garbage collector need not look through it again and again.
-    gc.freeze()
     try:
-        task.run(record, run.save_checkpoint)
+        with undisturbed():
+            task.run(record, run.save_checkpoint)
     except BaseException as error:
         tracker.finish(failed=True)
         if isinstance(error, UserError):  # anything else may be mended by going on from the last checkpoint
@@ -309,8 +291,6 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
                 f"{run.path} cannot be written any more ({error}); the same command goes on later"
             ) from error
         raise
-    finally:
-        gc.unfreeze()
     step_ms = 1000 * task.seconds / task.iterations
     run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
     tracker.finish()
@@ -332,9 +312,3 @@ def _restore(run: RunDir, task: Task) -> bool:
 
 
 def _ignore(entry: Record) -> None: ...
-
-
-def _resolved(config: DictConfig) -> Record:
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items() if k not in ("run_dir", "hydra")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
+from experiments.runs.naming import label
 
 __all__ = ["NoTracker", "Tracker", "Wandb"]
 
@@ -63,7 +64,7 @@ class Wandb:
             project=self._project,
             mode=self._mode,
             dir=str(run_dir),
-            name=run_dir.name,
+            name=label("", meta["method"], meta["budget"], meta["seed"]),
             group=meta["experiment"],
             job_type=meta["method"],
             tags=[str(tag) for tag in tags if tag is not None],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +13,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from experiments.labels import look
 from experiments.runs.records import INTERVAL, METRICS, SEPARATOR, Runs, curve_statistics, union
 from experiments.show.tables import markdown
 
-# Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
-METHOD_STYLE = {
-    "exact": ("exact", "#000000"),
-    "checkpoint": ("checkpointing", "#999999"),
-    "small_batch": ("smaller batch", "#E69F00"),
-    "rad_same": ("RAD, same sample", "#56B4E9"),
-    "rad_even": ("RAD, evenly spaced sample", "#332288"),
-    "rad_diff": ("RAD, different sample", "#0072B2"),
-    "rad_proj": ("RAD, projection", "#D55E00"),
-    "rad_round": ("RAD, rounding", "#009E73"),
-    "rad_mixed": ("RAD, sampling and rounding", "#CC79A7"),
-}
-_OTHER_COLOURS = ["#CC79A7", "#882255", "#999933", "#661100", "#6699CC"]
-_DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (8, 3))]
 _LABELS = {"train_loss": "training loss", "test_loss": "test loss", "test_accuracy": "test accuracy (%)"}
 _FEW_POINTS = 12
 _EARLY = 0.05
@@ -39,12 +28,32 @@ _LEGEND_WIDTH = 155  # letters in a row, those that the line samples take includ
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """Of one method at one budget in a figure of curves.
+
+    Attributes:
+        method: Its name in records.
+        budget: NaN if it does not read it.
+        label: In the legend.
+        colour: Lighter where less is kept, if the method is shown at several budgets.
+    """
+
     method: str
     budget: float
     label: str
-    colour: str
-    dash: object
+    colour: tuple[float, float, float]
+
+    def draw(self, axes: Axes, statistics: pd.DataFrame, level: float) -> None:
+        """Mean and range over iterations, of its rows of `curve_statistics`; exact gradients lie below all else."""
+        budgets = statistics["budget"]
+        mine = budgets.isna() if math.isnan(self.budget) else budgets == self.budget
+        part = statistics[(statistics["method"] == self.method) & mine]
+        its = look(self.method)
+        shown = {"color": self.colour, "linestyle": its.dash, "linewidth": its.width, "label": self.label}
+        shown |= {"zorder": 1.5 if its.width > 2 else level, "marker": "o" if len(part) <= _FEW_POINTS else ""}
+        if len(part):
+            axes.plot(part["iteration"], part["mean"], **shown)
+            axes.fill_between(part["iteration"], part["low"], part["high"], color=self.colour, alpha=0.18, lw=0)
 
 
 @contextmanager
@@ -74,10 +83,42 @@ def style() -> Iterator[None]:
         yield
 
 
-def method_style(method: str) -> tuple[str, str]:
-    """Return label and colour of a method; an unknown one keeps its name and always gets the same spare colour."""
-    spare = _OTHER_COLOURS[zlib.crc32(method.encode()) % len(_OTHER_COLOURS)]
-    return METHOD_STYLE.get(method, (method, spare))
+def shade(colour: str, place: float) -> tuple[float, float, float]:
+    """A colour made lighter or darker: at 0 pale, at 1 nearly black, in steps that the eye can tell apart."""
+    hue, _, saturation = colorsys.rgb_to_hls(*mpl.colors.to_rgb(colour))
+    return colorsys.hls_to_rgb(hue, 0.78 - 0.6 * place, saturation)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis with powers of ten if it spans many of them, else with numbers as one writes them."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    if decades > 3:
+        return
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if decades > 0.9 else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def lines(curves: pd.DataFrame, name_all: bool = False) -> list[Line]:
+    """One line for each method and budget, in the order of the frame.
+
+    Args:
+        curves: `Runs.curves`.
+        name_all: Whether labels name the budget of a method that has only one.
+    """
+    pairs = curves[["method", "budget"]].drop_duplicates()
+    found = []
+    for method, budget in pairs.itertuples(index=False):
+        budgets = pairs["budget"][pairs["method"] == method]
+        its = look(method)
+        several = len(budgets) > 1
+        named = several or (name_all and not math.isnan(budget))
+        label = its.label + (f", budget {budget:g}" if named else "")
+        place = (budgets < budget).sum() / (len(budgets) - 1) if several else 0
+        colour = shade(its.colour, place) if several else mpl.colors.to_rgb(its.colour)
+        found.append(Line(method, budget, label, colour))
+    return found
 
 
 def convergence_figure(curves: pd.DataFrame) -> Figure:
@@ -89,7 +130,7 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
     Raises:
         ValueError: If there are several experiments or data sets; see `Runs.studies`.
     """
-    lines = _lines(curves)
+    shown = lines(curves)
     studies = curves[["experiment", "data"]].drop_duplicates()
     if len(studies) != 1:
         raise ValueError(f"a figure shows one experiment on one data set, got {len(studies)}")
@@ -99,10 +140,10 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
-            _draw_panel(axes, curve_statistics(curves, metric), metric, lines)
+            _draw_panel(axes, curve_statistics(curves, metric), metric, shown)
         figure.suptitle(f"{experiment} on {data}{_budgets(curves)}", fontsize=12, fontweight="bold")
         found = {line.get_label(): line for axes in panels for line in axes.get_lines()}
-        labels = [line.label for line in lines if line.label in found]
+        labels = [line.label for line in shown if line.label in found]
         widths = [len(label) + 8 for label in labels] or [1]
         columns = len(widths) if sum(widths) <= _LEGEND_WIDTH else max(1, _LEGEND_WIDTH // max(widths))
         figure.set_figheight(4.0 + 0.2 * math.ceil(len(widths) / columns))
@@ -111,14 +152,14 @@ def convergence_figure(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return both paths."""
+def save(figure: Figure, stem: str | Path, kinds: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, byte for byte the same whenever the figure is; return the paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png")]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in kinds]
     with style():
-        figure.savefig(paths[0], metadata={"CreationDate": None})
-        figure.savefig(paths[1])
+        for path in paths:
+            figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 
@@ -164,7 +205,7 @@ def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
         reached = _plus_minus(row["iterations_to_target"], row["iterations_to_target_half"], ",.0f")
     cells = {"experiment": row["experiment"], "data": row["data"]} if several else {}
     cells |= {
-        "method": row["method"],
+        "method": look(row["method"]).label,
         "budget": _plus_minus(row["budget"], math.nan, "g"),
         "n": str(row["n"]),
         "batch": row["batch_size"],
@@ -188,7 +229,7 @@ def _plus_minus(mean: float, half: float, form: str) -> str:
     return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form}}")
 
 
-def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, lines: list[_Line]) -> None:
+def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, shown: list[Line]) -> None:
     axes.set(xlabel="iteration", ylabel=_LABELS[metric])
     if statistics.empty:
         axes.set(xticks=[], yticks=[])
@@ -199,16 +240,8 @@ def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, lines: list[_
     statistics = statistics.replace([np.inf, -np.inf], np.nan)
     columns = ["mean", "low", "high"]
     statistics[columns] *= 1 if is_loss else 100
-    for number, line in enumerate(lines):
-        same_budget = statistics["budget"].isna() if math.isnan(line.budget) else statistics["budget"] == line.budget
-        part = statistics[(statistics["method"] == line.method) & same_budget]
-        # Wide and below: exact backpropagation stays visible where another method lies right on top of it.
-        look = {"linewidth": 3.0} if line.method == "exact" else {}
-        look |= {"marker": "o"} if len(part) <= _FEW_POINTS else {}
-        look |= {"color": line.colour, "linestyle": line.dash, "label": line.label, "zorder": 2 + number / 100}
-        if len(part):
-            axes.plot(part["iteration"], part["mean"], **look)
-            axes.fill_between(part["iteration"], part["low"], part["high"], color=line.colour, alpha=0.18, lw=0)
+    for number, line in enumerate(shown):
+        line.draw(axes, statistics, 2 + number / 100)
     if not is_loss and len(statistics) > 1:
         # The first steps up from chance would squeeze the rest into a line; they enter from below instead.
         later = statistics[statistics["iteration"] >= _EARLY * statistics["iteration"].max()]
@@ -217,23 +250,9 @@ def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, lines: list[_
     # A single lucky seed must not stretch the panel.
     positive = statistics["mean"][statistics["mean"] > 0]
     if is_loss and len(positive):
-        axes.set_ylim(bottom=positive.min() / 1.6)
+        axes.set_ylim(bottom=positive.min() / (positive.max() / positive.min()) ** 0.06)
+        plain_ticks(axes.yaxis)
     axes.set_xlim(left=0)
-
-
-def _lines(curves: pd.DataFrame) -> list[_Line]:
-    """List one line for each method and budget, in the order of the frame."""
-    pairs = curves[["method", "budget"]].drop_duplicates()
-    lines = []
-    for method, budget in pairs.itertuples(index=False):
-        budgets = pairs["budget"][pairs["method"] == method]
-        label, colour = method_style(method)
-        if len(budgets) > 1:
-            label += f", budget {budget:g}"
-        # Checkpointing has exact gradients, hence the same curve: its dashes let that one show through.
-        number = int((budgets < budget).sum()) + (method == "checkpoint")
-        lines.append(_Line(method, budget, label, colour, _DASHES[number % len(_DASHES)]))
-    return lines
 
 
 def _budgets(curves: pd.DataFrame) -> str:

@@ -11,25 +11,24 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.data import Dataset
 from experiments.errors import UserError
+from experiments.labels import look
 from experiments.methods import Batch, Exact, Method, SmallBatch, measured
 from experiments.runs.directory import RunDir
 from experiments.runs.study import Record, Study, device, generator, make, whole
-from experiments.show.figures import method_style, save, style
+from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
+from experiments.studies.noise_figure import noise_figure
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
 from rad.sketch import check_budget
 
-__all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "ratio"]
+__all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "draw_counts", "ratio"]
 
 PHASES = ("initial", "trained")
 PAPER = ("rad_same", "rad_diff", "rad_proj")
@@ -93,7 +92,7 @@ class GradientNoiseStudy(Study):
 
     def summarize(self, run: RunDir) -> str:
         frame, meta = _added(pd.DataFrame(run.records())), run.meta()
-        figure = save(_figure(frame), run.path / "noise")[1]
+        figure = save(noise_figure(frame), run.path / "noise")[1]
         text = _report(frame, meta)
         (run.path / "table.md").write_text(text, encoding="utf-8")
         frame.to_csv(run.path / "noise.csv", index=False)
@@ -210,6 +209,14 @@ def at_equal_bytes(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, p
         yield str(net), str(phase), best, _best(part, TOLERANCE * best["saved_bytes"])
 
 
+def draw_counts(frame: pd.DataFrame) -> str:
+    """How many gradients each net's variances are taken from."""
+    batches = frame["estimator"] == "small_batch"
+    counts = (frame[where].groupby("net", sort=False)["draws"].first() for where in (~batches, batches))
+    sketches, batches = ([f"{net} {n}" for net, n in count.items()] for count in counts)
+    return f"{', '.join(sketches)}; of smaller batches {', '.join(batches)}"
+
+
 def _ratio(a: pd.Series, b: pd.Series) -> str:
     quotient, half = ratio(a, b)
     return f"{quotient:.3g} ± {half:.1g}"
@@ -225,8 +232,8 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
             {
                 **first,
                 "bytes ÷ exact": f"{best['bytes_ratio']:.3f}",
-                "paper's best": f"{method_style(best['estimator'])[0]}: {best['added']:.3g}",
-                "best": f"{method_style(winner['estimator'])[0]} ({winner['bytes_ratio']:.3f}): {winner['added']:.3g}",
+                "paper's best": f"{look(best['estimator']).label}: {best['added']:.3g}",
+                "best": f"{look(winner['estimator']).label} ({winner['bytes_ratio']:.3f}): {winner['added']:.3g}",
                 "paper's best ÷ best": _ratio(best, winner),
             }
         )
@@ -234,10 +241,10 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
         cells = {**first, "smaller batch": f"{batch['batch_size']} of {batch['full_batch']}: {batch['added']:.3g}"}
         cells["closed form"] = f"{batch['full_batch'] / batch['batch_size'] - 1:.3g}"
         for name in [*(m for m in PAPER if m in at.index), "rad_round"]:
-            cells[f"{method_style(name)[0]} ÷ smaller batch"] = _ratio(at.loc[name], batch)
+            cells[f"{look(name).label} ÷ smaller batch"] = _ratio(at.loc[name], batch)
         small.append(cells)
         for name, rows in part.groupby("estimator", sort=False):
-            cells = {**first, "estimator": method_style(str(name))[0]}
+            cells = {**first, "estimator": look(str(name)).label}
             for row in rows.itertuples():
                 mark = "**" if row.front else ""
                 cells[f"{row.budget:g}"] = f"{mark}{row.added:.3g}{mark} ({row.bytes_ratio:.3f})"
@@ -247,7 +254,7 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
         "# Variance of the gradient against measured bytes",
         "",
         *provenance_lines(meta),
-        f"- Draws: {', '.join(f'{net} {part.draws.iloc[0]}' for net, part in frame.groupby('net', sort=False))}",
+        f"- Draws: {draw_counts(frame)}",
         "",
         "Added variance: of the whole gradient, on top of that of the full batch, in units of that of the full batch.",
         "± is a 95 % interval from standard errors over draws. Bytes are measured, with everything autograd holds.",
@@ -267,34 +274,3 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
         f"Bias beyond three times what it comes to by chance: {len(biased)} of {int(frame['bias'].notna().sum())}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _figure(frame: pd.DataFrame) -> Figure:
-    nets, phases = (list(dict.fromkeys(frame[name])) for name in ("net", "phase"))
-    with style():
-        figure = Figure(figsize=(3.6 * len(nets), 3.1 * len(phases) + 0.7), layout="constrained")
-        panels = figure.subplots(len(phases), len(nets), squeeze=False, sharex=True)
-        for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
-            axes = panels[phases.index(phase), nets.index(net)]
-            _panel(axes, part)
-            axes.set_title(f"{net}, {part['data'].iloc[0]}, {phase}")
-        for axes in panels[-1]:
-            axes.set_xlabel("bytes held for backward ÷ exact")
-        for axes in panels[:, 0]:
-            axes.set_ylabel("added variance ÷ full batch's")
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    return figure
-
-
-def _panel(axes: Axes, part: pd.DataFrame) -> None:
-    for name, rows in part.groupby("estimator", sort=False):
-        label, colour = method_style(str(name))
-        rows = rows[rows["added"] > 0].sort_values("saved_bytes")
-        bars = np.minimum(1.96 * rows["added_error"], 0.9 * rows["added"])  # the axis is logarithmic
-        axes.errorbar(rows["bytes_ratio"], rows["added"], bars, fmt="o-", color=colour, label=label, capsize=2)
-    front = part[part["front"] & (part["added"] > 0)].sort_values("saved_bytes")
-    axes.plot(front["bytes_ratio"], front["added"], "o", ms=8, mfc="none", mec="black", label="Pareto front")
-    axes.axhline(1, color="#999999", lw=0.8, ls="--")
-    axes.set(xscale="log", yscale="log")
-    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -21,21 +19,15 @@ from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.runs.directory import RunDir
 from experiments.runs.study import Record, Study, device, generator, make, whole
-from experiments.show.figures import save, style
+from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
-from rad.graph import Graph, chain, draw, inject, injected_product, linearize, sample_paths
+from experiments.studies.depth_figures import GRAPHS, NETS, depth_figure, example_figure
+from experiments.studies.families import independent, interleaved
+from rad.graph import chain, inject, injected_product, sample_paths
 from rad.measure import gradient_noise, gradients
 
 __all__ = ["GraphDepth", "exponents"]
-
-# What is sampled, and whether its relative variance should grow with depth.
-GRAPHS = {
-    "independent, path sampling": ("#009E73", False),
-    "interleaved, path sampling": ("#D55E00", True),
-    "interleaved, vertex sampling": ("#0072B2", True),
-}
-NETS = {"exact": ("#000000", "exact"), "weight": ("#0072B2", "∂h/∂W only"), "every": ("#D55E00", "every Jacobian")}
 
 
 class GraphDepth(Study):
@@ -71,23 +63,12 @@ class GraphDepth(Study):
         records, meta = pd.DataFrame(run.records()), run.meta()
         cost = records[records["seconds"].notna()].iloc[0]
         graphs, nets = records[records["family"].notna()], records[records["how"].notna()]
-        figure = save(_figure(graphs, nets, meta), run.path / "depth")[1]
-        save(_fig1(), run.path / "fig1")
+        figure = save(depth_figure(graphs, nets, meta["data"], meta["steps"]), run.path / "depth")[1]
+        save(example_figure(), run.path / "fig1")
         price = f"One draw of paths on a graph of {cost['edges']:,.0f} edges takes {cost['seconds']:.3f} s of CPU time."
         text = f"{_table(graphs, nets, meta)}\n{price}\n"
         (run.path / "table.md").write_text(text, encoding="utf-8")
         return f"{text}\nfigure: {figure}"
-
-
-def independent(width: int, depth: int, generator: torch.Generator) -> Graph:
-    """``width`` inputs that meet in one orthogonal layer, then ``width`` separate chains into one output."""
-    chains = [torch.diag(_signs(width, generator)) for _ in range(depth - 1)]
-    return _layered([_orthogonal(width, generator), *chains])
-
-
-def interleaved(width: int, depth: int, generator: torch.Generator) -> Graph:
-    """``depth`` orthogonal layers, each vertex with an edge to all of the next layer, into one output."""
-    return _layered([_orthogonal(width, generator) for _ in range(depth)])
 
 
 def growth(width: int, edges: int) -> float:
@@ -98,32 +79,6 @@ def growth(width: int, edges: int) -> float:
     ``(1 + (width − 1)/edges) E‖a‖²``. Vertex sampling in each layer has the same factor.
     """
     return 1 + (width - 1) / edges
-
-
-def _layered(jacobians: list[Tensor]) -> Graph:
-    width = len(jacobians[0])
-    places = torch.arange(width)
-    source, target, derivative = [], [], []
-    for layer, jacobian in enumerate(jacobians):
-        into, out = torch.nonzero(jacobian, as_tuple=True)
-        source.append(places[out] + layer * width)
-        target.append(places[into] + (layer + 1) * width)
-        derivative.append(jacobian[into, out])
-    last = len(jacobians) * width
-    source.append(places + last)
-    target.append(torch.full((width,), last + width))
-    derivative.append(torch.full((width,), width**-0.5, dtype=torch.float64))
-    edges = (torch.cat(parts).numpy() for parts in (source, target, derivative))
-    return Graph.build(*edges, inputs=range(width), outputs=[last + width])
-
-
-def _orthogonal(width: int, generator: torch.Generator) -> Tensor:
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
-
-
-def _signs(width: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(2, (width,), generator=generator).double() * 2 - 1
 
 
 def _cost(config: DictConfig) -> Record:
@@ -276,56 +231,3 @@ def _table(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> str:
     header = ["# Variance against depth", "", *provenance_lines(meta), ""]
     note = "\n± is a 95 % interval from the standard error over draws; one seed. Variances are relative to ‖g‖².\n"
     return "\n".join([*header, markdown(rows), "", f"Nets after {meta['steps']:,} steps:", "", markdown(deep), note])
-
-
-def _figure(graphs: pd.DataFrame, nets: pd.DataFrame, meta: Record) -> Figure:
-    with style():
-        figure = Figure(figsize=(11, 6.2), layout="constrained")
-        panels = figure.subplot_mosaic(
-            [["one", "graphs", "graphs"], ["all", "variance", "loss"]], width_ratios=[1, 1, 1]
-        )
-        numbers = torch.Generator().manual_seed(1)
-        for name, family in (("one", independent), ("all", interleaved)):
-            graph = family(4, 4, numbers)
-            draw(graph, sample_paths(graph, 1, numbers), panels[name], labels=False)
-            panels[name].set_title(f"{family.__name__} paths, one edge kept a vertex")
-        _lines(panels["graphs"], graphs, "family", {k: (c, k) for k, (c, _) in GRAPHS.items()}, "variance")
-        for family, part in graphs.groupby("family", sort=False):
-            panels["graphs"].plot(part["depth"], part["predicted"], "--", color=GRAPHS[family][0], lw=1)
-        panels["graphs"].set(title="graphs (dashed: closed form)", ylabel="relative variance", yscale="log")
-        _lines(panels["variance"], nets[nets["variance"].notna()], "how", NETS, "variance")
-        panels["variance"].set(title=f"deep ReLU net, {meta['data']}", ylabel="relative variance", yscale="log")
-        _lines(panels["loss"], nets, "how", NETS, "train_loss")
-        panels["loss"].set(title=f"after {meta['steps']:,} steps", ylabel="training loss", yscale="log")
-        for name in ("graphs", "variance", "loss"):
-            panels[name].set_xlabel("layers" if name == "graphs" else "hidden layers")
-            panels[name].legend()
-    return figure
-
-
-def _lines(axes: Axes, frame: pd.DataFrame, by: str, looks: dict[str, tuple[str, str]], column: str) -> None:
-    for key, part in frame.groupby(by, sort=False):
-        colour, label = looks[str(key)]
-        error = 1.96 * part["variance_error"] if column == "variance" else None
-        axes.errorbar(part["depth"], part[column], error, fmt="o-", color=colour, label=label, capsize=2)
-
-
-def _fig1() -> Figure:
-    """The paper's worked example with the edges of one sample."""
-
-    def fn(x1: Tensor, x2: Tensor) -> Tensor:
-        a = torch.exp(x1)
-        b = torch.sin(x2)
-        c = b * x2
-        d = a * c
-        return a * d
-
-    graph = linearize(fn, 0.5, 1.2)
-    with style():
-        figure = Figure(figsize=(9, 2.6), layout="constrained")
-        whole_graph, sampled = figure.subplots(1, 2)
-        draw(graph, axes=whole_graph)
-        draw(graph, sample_paths(graph, 1, torch.Generator().manual_seed(0)), sampled)
-        whole_graph.set_title(f"linearized graph of Fig. 1: {graph.count_paths()} paths")
-        sampled.set_title("a sample: one outgoing edge of each vertex")
-    return figure

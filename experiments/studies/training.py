@@ -42,7 +42,7 @@ class Training(Study):
         """The trainer and its meta data; ``data`` where it has been loaded already."""
         where = device(config.device)
         method: Method = make(config.method)
-        data = data or make(config.data)
+        data = (data or make(config.data)).hold_out(config.held_out)
         if config.batch_size > len(data.x_train):
             raise UserError(
                 f"batch_size is {config.batch_size}, but {data.name} has {len(data.x_train)} training examples"
@@ -109,7 +109,7 @@ class Training(Study):
         return f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}, {_bytes(meta)}"
 
     def summarize(self, run: RunDir) -> str:
-        figure = save(convergence_figure(load_runs([run.path]).curves), run.path / "convergence")[1]
+        figure = save(convergence_figure(load_runs([run.path]).curves), run.path / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
         return (
             f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, in_place, operation
+from rad.functional.operation import Call, Keep, Kept, graph_apart, in_place, operation
 from rad.functional.registry import named, rule
 from rad.sketch import tracing
 
@@ -44,19 +44,25 @@ def choose(
     call: Call,
     x: Tensor,
     function: Callable[[Tensor], Tensor],
-    chosen: Callable[[Tensor], Tensor],
     low: float = 0.0,
     high: float = 1.0,
     inplace: bool = False,
 ) -> Tensor:
-    """``function(x)``, whose derivative is ``high`` where ``chosen(x)`` and ``low`` elsewhere; keeps a bit an entry."""
-    return in_place(lambda inplace: _choose(call, x, function, chosen, low, high, inplace), x, inplace)
+    """``function(x)``, whose derivative is ``high`` or ``low``; keeps one bit per entry.
+
+    Which of them it is says PyTorch, whose choice at a kink and at NaN is that of its version and kernels.
+    """
+    return in_place(lambda inplace: _choose(call, x, function, low, high, inplace), x, inplace)
 
 
 @operation
-def _choose(keep: Keep, x: Tensor, function: Any, chosen: Any, low: float, high: float, inplace: bool) -> Any:
-    bits_ = keep.packed(tracing.pack(chosen(x), 1), x.shape)
-    out = function(x)
+def _choose(keep: Keep, x: Tensor, function: Any, low: float, high: float, inplace: bool) -> Any:
+    with graph_apart():
+        at = x.detach().requires_grad_()
+        out = function(at)
+    (derivative,) = torch.autograd.grad(out, at, torch.ones_like(out))
+    bits_ = keep.packed(tracing.pack(derivative == high, 1), x.shape)
+    out = out.detach()
     if inplace:
         keep.overwrites(x)
         out = x.copy_(out)
@@ -72,57 +78,39 @@ def _choose(keep: Keep, x: Tensor, function: Any, chosen: Any, low: float, high:
 
 @rule(F.leaky_relu)
 def _leaky_relu(call: Call, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    def function(x: Tensor) -> Tensor:
-        return F.leaky_relu(x, negative_slope)
-
-    return choose(call, input, function, lambda x: ~(x <= 0), negative_slope, 1.0, inplace)
+    return choose(call, input, lambda x: F.leaky_relu(x, negative_slope), negative_slope, inplace=inplace)
 
 
 @rule(F.relu6)
 def _relu6(call: Call, input: Tensor, inplace: bool = False) -> Tensor:
-    return _hardtanh(call, input, 0.0, 6.0, inplace)
+    return choose(call, input, F.relu6, inplace=inplace)
 
 
 @rule(F.hardtanh)
 def _hardtanh(call: Call, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    def function(x: Tensor) -> Tensor:
-        return F.hardtanh(x, min_val, max_val)
-
-    return choose(call, input, function, lambda x: ~((x <= min_val) | (x >= max_val)), 0.0, 1.0, inplace)
+    return choose(call, input, lambda x: F.hardtanh(x, min_val, max_val), inplace=inplace)
 
 
 @rule(torch.clamp, torch.clip, Tensor.clamp, Tensor.clip)
 def _clamp(call: Call, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         return NotImplemented
-
-    def chosen(x: Tensor) -> Tensor:
-        outside = torch.zeros_like(x, dtype=torch.bool)
-        if min is not None:
-            outside |= x < min
-        if max is not None:
-            outside |= x > max
-        return ~outside
-
-    return choose(call, input, lambda x: torch.clamp(x, min, max), chosen)
+    return choose(call, input, lambda x: torch.clamp(x, min, max))
 
 
 @rule(F.threshold)
 def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
-    def function(x: Tensor) -> Tensor:
-        return F.threshold(x, threshold, value)
-
-    return choose(call, input, function, lambda x: ~(x <= threshold), 0.0, 1.0, inplace)
+    return choose(call, input, lambda x: F.threshold(x, threshold, value), inplace=inplace)
 
 
 @rule(F.hardshrink, torch.hardshrink, Tensor.hardshrink)
 def _hardshrink(call: Call, input: Tensor, lambd: float = 0.5) -> Tensor:
-    return choose(call, input, lambda x: F.hardshrink(x, lambd), lambda x: ~((x >= -lambd) & (x <= lambd)))
+    return choose(call, input, lambda x: F.hardshrink(x, lambd))
 
 
 @rule(F.softshrink)
 def _softshrink(call: Call, input: Tensor, lambd: float = 0.5) -> Tensor:
-    return choose(call, input, lambda x: F.softshrink(x, lambd), lambda x: ~((x >= -lambd) & (x <= lambd)))
+    return choose(call, input, lambda x: F.softshrink(x, lambd))
 
 
 @rule(torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, Tensor.__abs__)
@@ -190,8 +178,7 @@ def _drop(keep: Keep, x: Tensor, function: Any, p: float, inplace: bool, dims: i
     out = x.mul_(scales) if inplace else x * scales
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        if dims == 0:
-            return tracing.masked(grad, kept.packed(bits_)).div_(1 - p)
+        # As stock also where what was dropped meets a gradient that is not finite.
         return grad * kept[bits_].to(grad.dtype).div_(1 - p)
 
     return out, backward
@@ -244,29 +231,31 @@ def _masked_fill(keep: Keep, x: Tensor, mask: Tensor, value: Any) -> Any:
 
 
 def _register_extremes() -> None:
-    for function, chosen in [(f, torch.ge) for f in named((torch, Tensor), "maximum")] + [
-        (f, torch.le) for f in named((torch, Tensor), "minimum")
-    ]:
+    for name, beyond in (("maximum", torch.gt), ("minimum", torch.lt)):
+        for function in named((torch, Tensor), name):
 
-        @rule(function)
-        def answer(
-            call: Call, input: Tensor, other: Tensor, _function: Any = function, _chosen: Any = chosen
-        ) -> Tensor:
-            return _extreme(call, input, other, _function, _chosen)
+            @rule(function)
+            def answer(
+                call: Call, input: Tensor, other: Tensor, _function: Any = function, _beyond: Any = beyond
+            ) -> Tensor:
+                return _extreme(call, input, other, _function, _beyond)
 
 
 _register_extremes()
 
 
 @operation
-def _extreme(keep: Keep, a: Tensor, b: Tensor, function: Any, chosen: Any) -> Any:
-    # Halves where both are equal, as stock: 0, 1 or 2 halves go to the first.
-    shapes = a.shape, b.shape
-    halves = chosen(a, b).to(torch.uint8) + (~chosen(b, a)).to(torch.uint8)
-    halves_ = keep.bits(halves, 2)
+def _extreme(keep: Keep, a: Tensor, b: Tensor, function: Any, beyond: Any) -> Any:
+    # As stock: nothing to what is beaten, half to each of two equals, and all to either where one is NaN.
+    shapes, wanted = (a.shape, b.shape), (keep.wants(a), keep.wants(b))
+    outcome_ = keep.bits(beyond(a, b).to(torch.uint8) + 2 * beyond(b, a) + 3 * (a == b), 2)
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first = kept[halves_].to(grad.dtype).div_(2)
-        return (grad * first).sum_to_size(shapes[0]), (grad * (1 - first)).sum_to_size(shapes[1])
+        outcome = kept[outcome_]
+        halved = torch.where(outcome == 3, grad / 2, grad)
+        return tuple(
+            halved.masked_fill(outcome == beaten, 0).sum_to_size(shape) if want else None
+            for shape, want, beaten in zip(shapes, wanted, (2, 1), strict=True)
+        )
 
     return function(a, b), backward

@@ -60,4 +60,4 @@ def bilinear(call: Call, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
     """``input1ᵀ weight input2 + bias``, linear in all three."""
     call.cast = autocast
     out = multilinear(call, F.bilinear, input1, input2, weight)
-    return out if bias is None else NotImplemented
+    return out if bias is None else out + bias

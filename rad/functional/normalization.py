@@ -103,7 +103,7 @@ def instance_norm(
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         out = F.instance_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        var, mean = torch.var_mean(x.reshape(n, c, -1), 2, correction=0)
+        var, mean = torch.var_mean(_wide(x).reshape(n, c, -1), 2, correction=0)
         return out, mean, (var + eps).rsqrt_()
 
     return _normalize(call, input, weight, bias, function, (n, c, -1), (2,), (1, c, 1))
@@ -149,7 +149,7 @@ def batch_norm(
             assert running_mean is not None
             assert running_var is not None
             return out, running_mean, (running_var + eps).rsqrt_()
-        var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        var, mean = torch.var_mean(_wide(x), [0, *range(2, x.dim())], correction=0)
         return out, mean, (var + eps).rsqrt_()
 
     return _normalize(call, input, weight, bias, function, (n, c, -1), (0, 2), (1, c, 1), fixed=fixed)
@@ -215,7 +215,7 @@ def _normalize(
 
 
 def _by_rows(x: Tensor, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int], tuple[int, int]]:
-    """View, dimensions to normalize over and shape of the weights where ``x`` is normalized over its last dimensions."""
+    """View, dimensions to normalize over and shape of weights where ``x`` is normalized over its last dimensions."""
     size = math.prod(shape)
     return (math.prod(x.shape[: x.dim() - len(shape)]), size), (1,), (1, size)
 
@@ -224,6 +224,11 @@ def _sized(view: tuple[int, ...], count: int) -> tuple[int, ...]:
     """``view`` with its one unknown size, which may belong to an empty tensor."""
     known = math.prod(size for size in view if size >= 0)
     return tuple(count // max(known, 1) if size < 0 else size for size in view)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In single precision at least, as statistics are formed by stock."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _fp32(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from rad.functional.operation import listeners
+from rad.functional.keep import listeners
 from rad.nn import Converted
 from rad.nn.intercept import watchers
 

@@ -14,6 +14,8 @@ __all__ = ["MAX_BITS", "masked", "pack", "pack_positive", "packed_bytes", "unpac
 
 MAX_BITS = 16
 
+_WORDS = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+
 # Eight flags as the lowest bits of the eight bytes of a 64-bit word, for devices that numpy does not reach.
 _ONES = 0x0101010101010101
 _SEVENS = 0x7F7F7F7F7F7F7F7F
@@ -75,20 +77,19 @@ def unpack_planes(packed: Tensor, count: int) -> Tensor:
 def pack_positive(x: Tensor) -> Tensor:
     """``pack(~(x <= 0), bits=1)``: where ReLU passes a gradient on."""
     if kernels.usable(x):
-        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8, device=x.device)
-        kernels.pack_positive(x.detach().numpy().reshape(-1), packed.numpy().reshape(-1))
+        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8)
+        kernels.shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
         return packed
     return pack(~(x <= 0), bits=1)
 
 
 def masked(x: Tensor, packed: Tensor) -> Tensor:
     """``x`` where the bits of ``pack(mask, bits=1)`` are set and 0 elsewhere."""
-    if kernels.usable(x):
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        words = np.uint32 if x.dtype == torch.float32 else np.uint64
-        source, target = (t.detach().numpy().reshape(-1).view(words) for t in (x, out))
-        kernels.masked(source, packed.numpy().reshape(-1), target)
+    if kernels.usable(x, torch.bfloat16, torch.float16):
+        out = torch.empty(x.shape, dtype=x.dtype)
+        words = _WORDS[x.element_size()]
+        source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))
+        kernels.shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
         return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 

@@ -21,14 +21,14 @@ except ImportError:
     numba = None
 
 __all__ = [
+    "bits_to_bytes",
     "compiled",
+    "flags_to_bits",
     "gather",
     "hash_words",
     "integers",
     "masked",
     "pack_positive",
-    "rebuild",
-    "round_groups",
     "scatter",
     "shared",
     "signs",
@@ -39,9 +39,9 @@ __all__ = [
 enabled = numba is not None
 
 
-def usable(x: torch.Tensor) -> bool:
-    """Whether the loops can take a tensor: numba is there, and it lies on the CPU, not in half precision."""
-    return enabled and type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in _DTYPES
+def usable(x: torch.Tensor, *half: torch.dtype) -> bool:
+    """Whether loops can take a tensor: numba is there, and it lies on the CPU, in half precision only if they say."""
+    return enabled and type(x) in _PLAIN and x.device.type == "cpu" and (x.dtype in _DTYPES or x.dtype in half)
 
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)
@@ -52,10 +52,11 @@ def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A loop over numpy arrays, compiled and cached where numba is there; it releases the interpreter's lock."""
     if numba is None:
         return fn
+    options = {"nogil": True, "error_model": "numpy", **options}  # which divides by zero as PyTorch does
     try:
-        return numba.njit(fn, cache=True, nogil=True, **options)
+        return numba.njit(fn, cache=True, **options)
     except RuntimeError:  # nowhere to write a cache: compiled anew by each process
-        return numba.njit(fn, nogil=True, **options)
+        return numba.njit(fn, **options)
 
 
 _SHARE = 2**16  # elements worth a thread of their own
@@ -89,10 +90,12 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.
 _U = np.uint64
 _GOLDEN, _FIRST, _SECOND = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
-_1, _7, _27, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 7, 27, 30, 31, 32, 41, 56))
+_1, _7, _14, _27, _28, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 7, 14, 27, 28, 30, 31, 32, 41, 56))
 # See rad.sketch.bits for eight flags in a word.
-_ONES, _DIAGONAL, _GATHER = _U(0x0101010101010101), _U(0x8040201008040201), _U(0x0102040810204080)
-_SEVENS = _U(0x7F7F7F7F7F7F7F7F)
+_ONES, _GATHER = _U(0x0101010101010101), _U(0x0102040810204080)
+# What is exchanged where a matrix of bits is transposed.
+_MATRIX_1, _MATRIX_2, _MATRIX_4 = _U(0x00AA00AA00AA00AA), _U(0x0000CCCC0000CCCC), _U(0x00000000F0F0F0F0)
+_BLOCK = 4096  # flags that are held as bytes at a time
 
 
 @compiled
@@ -160,141 +163,52 @@ def gather(rows, index, out):
 
 
 @compiled
-def pack_positive(x, packed):
-    """Bit ``i`` of ``packed`` says whether ``x[i] > 0``; NaN counts as positive, as in the gradient of ReLU."""
-    flags = np.zeros(8 * packed.size, np.uint8)
-    for i in range(x.size):
-        flags[i] = not x[i] <= 0
-    words = flags.view(np.uint64)
+def flags_to_bits(flags, place, packed):
+    """Gathers the bits at ``place`` of all bytes of ``flags``, eight to a word, in one byte for each word."""
     for i in range(packed.size):
-        packed[i] = (words[i] * _GATHER) >> _56
+        packed[i] = (((flags[i] >> place) & _ONES) * _GATHER) >> _56
 
 
 @compiled
-def masked(x, packed, out):
-    """``x`` where a bit of ``packed`` is set and 0 elsewhere, for unsigned integers of the size of the values."""
+def bits_to_bytes(planes, words):
+    """Eight bytes in each of ``words``, bit ``j`` of them from row ``j`` of ``planes`` ``[≤ 8, words]``."""
+    for j in range(planes.shape[0]):
+        row, place = planes[j], _U(8 * j)
+        for i in range(words.size):
+            words[i] = (words[i] if j > 0 else _U(0)) | (_U(row[i]) << place)
+    # Each word now is a matrix of 8 × 8 bits, to be transposed: single bits, then blocks of 2 × 2, then of 4 × 4.
+    for i in range(words.size):
+        word = words[i]
+        other = (word ^ (word >> _7)) & _MATRIX_1
+        word ^= other ^ (other << _7)
+        other = (word ^ (word >> _14)) & _MATRIX_2
+        word ^= other ^ (other << _14)
+        other = (word ^ (word >> _28)) & _MATRIX_4
+        words[i] = word ^ other ^ (other << _28)
+
+
+@compiled
+def pack_positive(x, packed, first, last):
+    """Bit ``i`` of ``packed`` says whether ``x[i] > 0``; NaN counts as positive, as in the gradient of ReLU."""
+    flags = np.zeros(_BLOCK, np.uint8)
+    for block in range(first, last, _BLOCK // 8):
+        bits = packed[block : min(block + _BLOCK // 8, last)]
+        values = x[8 * block : 8 * (block + bits.size)]
+        flags[values.size : 8 * bits.size] = 0
+        for i in range(values.size):
+            flags[i] = not values[i] <= 0
+        flags_to_bits(flags.view(np.uint64), _U(0), bits)
+
+
+@compiled
+def masked(x, packed, out, first, last):
+    """``x`` where a bit of ``packed`` is set and 0 elsewhere, for integers of the size of the values."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
+    x, out, packed = x[8 * first : 8 * last], out[8 * first : 8 * last], packed[first:last]
     whole = x.size // 8
     for i in range(whole):
         flags = x.dtype.type(packed[i])
         for j in range(8):
             out[8 * i + j] = x[8 * i + j] & (zero - ((flags >> x.dtype.type(j)) & one))
-    for i in range(8 * whole, x.size):
-        out[i] = x[i] if (packed[i >> 3] >> (i & 7)) & 1 else zero
-
-
-def _extremes(x):
-    low, high = x[0], x[0]
-    for i in range(x.size):
-        low, high = min(low, x[i]), max(high, x[i])
-    return low, high
-
-
-# Only without regard to NaN can a minimum be vectorized; whether there is any is found apart.
-_extremes = compiled(_extremes, fastmath={"nnan", "nsz"})
-
-
-def _finite(x):
-    total = x[0] - x[0]
-    for i in range(x.size):
-        total += x[i] - x[i]
-    return total == 0
-
-
-_finite = compiled(_finite, fastmath={"reassoc"})
-
-
-@compiled
-def _to_bfloat16(bits):
-    """The bits of a float32 with its upper half rounded to nearest even and its lower half zero."""
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)) << np.uint32(16)
-
-
-@compiled
-def round_groups(x, size, width, stretch, tiny, dither, packed, ranges, first, last):
-    """Randomized rounding of the groups ``first`` to ``last`` of ``x``, packed; see ``Rounding`` for what it computes.
-
-    ``ranges`` is float32 ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per
-    group, then one per place in a group; ``stretch`` turns a group's width into its step. ``first`` is a multiple of 8,
-    so that bytes are whole.
-    """
-    bits = ranges.view(np.uint32)
-    by_place = dither[ranges.shape[1] :]
-    one = x.dtype.type(1)
-    low_bytes, high_bytes = np.zeros(8 * size, np.uint8), np.zeros(8 * size, np.uint8)
-    low_words, high_words = low_bytes.view(np.uint64), high_bytes.view(np.uint64)
-    steps = np.empty(size, np.int32)
-    for block in range(first, last, 8):
-        if block + 8 >= last:  # bits behind the last element are zero
-            low_bytes[:] = 0
-            high_bytes[:] = 0
-        for g in range(block, min(block + 8, last)):
-            values = x[g * size : (g + 1) * size]
-            at = (g - block) * size
-            if not _finite(values):
-                ranges[0, g] = ranges[1, g] = np.nan
-                low_bytes[at : at + size] = 0
-                high_bytes[at : at + size] = 0
-                continue
-            low, high = _extremes(values)
-            ranges[0, g] = low - abs(low) * values.dtype.type(2.0**-8)
-            bits[0, g] = _to_bfloat16(bits[0, g])
-            low = values.dtype.type(ranges[0, g])
-            ranges[1, g] = max((high - low) * stretch, tiny)
-            bits[1, g] = _to_bfloat16(bits[1, g])
-            inverse = one / values.dtype.type(ranges[1, g])
-            by_group = dither[g]
-            for i in range(values.size):
-                u = by_group + by_place[i]
-                u -= one if u >= one else one - one
-                steps[i] = np.int32((values[i] - low) * inverse + u)
-            for i in range(values.size):
-                low_bytes[at + i] = np.uint8(steps[i] & 255)
-            if width > 8:
-                for i in range(values.size):
-                    high_bytes[at + i] = np.uint8(steps[i] >> 8)
-        start = block * size // 8
-        count = min(packed.shape[1] - start, size)
-        for j in range(width):
-            source, by = (low_words, _U(j)) if j < 8 else (high_words, _U(j - 8))
-            row = packed[j, start : start + count]
-            for i in range(count):
-                row[i] = (((source[i] >> by) & _ONES) * _GATHER) >> _56
-
-
-@compiled
-def rebuild(packed, size, ranges, dither, tiny, out, first, last):
-    """``out = low + (level + ½ − u) · step`` for the groups ``first`` to ``last``, a multiple of 8 the first."""
-    width, groups = packed.shape[0], ranges.shape[1]
-    by_place = dither[groups:]
-    half, one = out.dtype.type(0.5), out.dtype.type(1)
-    levels = np.zeros(8 * size, np.uint8)
-    words = levels.view(np.uint64)
-    higher = np.zeros(8 * size, np.uint8)
-    high_words = higher.view(np.uint64)
-    for block in range(first, last, 8):
-        start = block * size // 8
-        count = min(packed.shape[1] - start, size)
-        for j in range(width):
-            row = packed[j, start : start + count]
-            target, by = (words, _U(j)) if j < 8 else (high_words, _U(j - 8))
-            for i in range(count):
-                flags = (((((_U(row[i]) * _ONES) & _DIAGONAL) + _SEVENS) >> _7) & _ONES) << by
-                target[i] = flags if by == _U(0) else target[i] | flags
-        for g in range(block, min(block + 8, last)):
-            values = out[g * size : (g + 1) * size]
-            at = (g - block) * size
-            low, step = values.dtype.type(ranges[0, g]), values.dtype.type(ranges[1, g])
-            if step <= tiny:
-                step = one - one
-            shift = half - dither[g]
-            if width > 8:
-                for i in range(values.size):
-                    values[i] = np.int32(levels[at + i]) + (np.int32(higher[at + i]) << 8)
-            else:
-                for i in range(values.size):
-                    values[i] = levels[at + i]
-            for i in range(values.size):
-                u = shift - by_place[i]
-                u += one if u <= -half else one - one
-                values[i] = (values[i] + u) * step + low
+    for j in range(8 * whole, x.size):
+        out[j] = x[j] if (packed[whole] >> (j & 7)) & 1 else zero

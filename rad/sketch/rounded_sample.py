@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rad.sketch.base import Compressed, Sketch, incoherent, kept_count
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
+from rad.sketch.levels import RANGE_BYTES, compute_dtype, stored_range
 from rad.sketch.random import Stream
-from rad.sketch.rounding import RANGE_BYTES, check_group, compute_dtype, stored_range
+from rad.sketch.rounding import check_group
 from rad.sketch.sample import systematic
 
 __all__ = ["RoundedSample"]

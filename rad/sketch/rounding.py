@@ -10,15 +10,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rad.sketch import kernels
 from rad.sketch.base import Compressed, Sketch, check_budget, kept_count
-from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
+from rad.sketch.bits import MAX_BITS, packed_bytes
+from rad.sketch.levels import (
+    RANGE_BYTES,
+    compute_dtype,
+    grouped,
+    read_step,
+    rebuild,
+    round_to_levels,
+    stored_range,
+)
 from rad.sketch.random import Stream
 
-__all__ = ["RANGE_BYTES", "LowBitsWarning", "Rounding", "check_group", "compute_dtype", "stored_range"]
-
-_RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
-RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
+__all__ = ["LowBitsWarning", "Rounding", "check_group"]
 
 
 class LowBitsWarning(UserWarning):
@@ -107,45 +112,45 @@ class Rounding(Sketch):
         return (self.bits + 8 * RANGE_BYTES / self.group) / (8 * itemsize)
 
     def noise(self, compressed: Compressed) -> Tensor:
-        """The variance of each element of the estimate, ``step²/12``, in the shape of the tensor."""
+        """The variance of each element of the estimate, ``step²/12``: one for each row where groups are whole rows."""
         if compressed.exact:
             return super().noise(compressed)
-        _, ranges = compressed.kept
-        count, dtype = compressed.shape.numel(), compute_dtype(compressed.dtype)
-        variance = _shown(ranges[1]).to(dtype).square_().div_(12)
-        size = _group_size(count, self.group)
-        return variance[:, None].expand(-1, size).reshape(-1)[:count].view(compressed.shape)
+        step = read_step(compressed.kept[1][1]).to(compute_dtype(compressed.dtype))
+        return _of_elements(step.square_().div_(12), compressed.shape, self.group)
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         width, size = self.width(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        x = x.reshape(-1).to(compute_dtype(x.dtype))
-        return _round(x, size, width, _dither(len(x), size, x.dtype, stream))
+        if x.dtype == torch.float16:  # which the compiled loops do not know
+            x = x.float()
+        return round_to_levels(x.detach().reshape(-1), size, width, _dither(x.numel(), size, x.dtype, stream))
 
     def _expand(self, compressed: Compressed) -> Tensor:
         packed, ranges = compressed.kept
-        count, dtype = compressed.shape.numel(), compute_dtype(compressed.dtype)
+        count, dtype = compressed.shape.numel(), compressed.dtype
         size = _group_size(count, self.group)
-        dither = _dither(count, size, dtype, compressed.stream())
-        estimate = _rebuild(packed, size, ranges, dither, torch.empty(count, dtype=dtype, device=packed.device))
-        return estimate.view(compressed.shape).to(compressed.dtype)
+        out = packed.new_empty(count, dtype=torch.float32 if dtype == torch.float16 else dtype)
+        out = rebuild(packed, ranges, size, _dither(count, size, dtype, compressed.stream()), out)
+        return out.to(dtype).view(compressed.shape)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        width, size = self.width(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        grouped = _grouped(x.reshape(-1).to(compute_dtype(x.dtype)), size)
-        _, step = stored_range(grouped.amin(1), grouped.amax(1), width)
-        noise = _shown(step).double().square_().div_(12)[:, None].expand_as(grouped)
-        variance = noise.reshape(-1)[: x.numel()].view(x.shape)
-        return (variance.sum(2) * grad_out.square().sum(2)).sum()
+        size = _group_size(x.numel(), self.group)
+        rows = grouped(x.reshape(-1).to(compute_dtype(x.dtype)), size)
+        _, step = stored_range(rows.amin(1), rows.amax(1), self.width(x.numel(), x.element_size()))
+        noise = _of_elements(read_step(step).double().square_().div_(12), x.shape, self.group)
+        return (noise.expand(x.shape).sum(2) * grad_out.square().sum(2)).sum()
 
 
 def _dither(count: int, size: int, dtype: torch.dtype, stream: Stream) -> Tensor:
     """One random number for each group of ``size`` among ``count`` elements, then one for each place in a group."""
-    return stream.uniform((-(-count // size) + size,), dtype)
+    return stream.uniform((-(-count // size) + size,), compute_dtype(dtype))
 
 
-def _shown(step: Tensor) -> Tensor:
-    """Steps as they are read: none at all in groups of zeros, whose step is the smallest there is."""
-    return step.where(step != torch.finfo(step.dtype).tiny, 0)
+def _of_elements(groups: Tensor, shape: torch.Size, limit: int) -> Tensor:
+    """The values of groups for each of their elements, one for each row of ``shape`` where groups are whole rows."""
+    count, size, features = shape.numel(), _group_size(shape.numel(), limit), shape[-1]
+    if size % features == 0:
+        return groups.repeat_interleave(size // features)[: count // features].view(*shape[:-1], 1)
+    return groups[:, None].expand(-1, size).reshape(-1)[:count].view(shape)
 
 
 @functools.cache
@@ -162,74 +167,3 @@ def check_group(group: int) -> None:
     """
     if isinstance(group, bool) or not isinstance(group, int) or group < 1:
         raise ValueError(f"group must be a positive whole number of elements, got {group!r}")
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def stored_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Lowest value and step, bfloat16 and rounded outward, for values that lie between ``low`` and ``high``."""
-    stretch, tiny = _stretch(bits)
-    stored_low = torch.add(low, low.abs(), alpha=-(2.0**-8)).to(_RANGE_DTYPE)
-    step = (high - stored_low.to(high.dtype)).mul_(stretch).clamp_min_(tiny).to(_RANGE_DTYPE)
-    finite = torch.isfinite(low) & torch.isfinite(high)
-    return stored_low.where(finite, torch.nan), step.where(finite, torch.nan)
-
-
-def _stretch(bits: int) -> tuple[float, float]:
-    """What turns a group's width into its step, and the smallest step."""
-    # The step must stay too large, by a margin that covers the arithmetic with it, after it has been rounded to eight
-    # significant bits: a stretch of 2^-7 outweighs that. The smallest step is for groups of equal values.
-    return (1 + 2.0**-7) / (2**bits - 1), torch.finfo(_RANGE_DTYPE).tiny
-
-
-def _round(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed levels of the elements ``[count]`` and stored ranges ``[2, groups]``: lowest values and steps."""
-    groups = len(dither) - size
-    if kernels.usable(x):
-        packed = torch.empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
-        ranges = torch.empty(2, groups, dtype=torch.float32)
-        values = x.detach().numpy()
-        kernels.shared(
-            kernels.round_groups, groups, size, values, size, width,
-            *(values.dtype.type(number) for number in _stretch(width)),
-            dither.numpy(), packed.numpy(), ranges.numpy(),
-        )  # fmt: skip
-        return packed, ranges.to(_RANGE_DTYPE)
-    grouped = _grouped(x, size)
-    low, step = stored_range(grouped.amin(1), grouped.amax(1), width)
-    u = (dither[:groups, None] + dither[groups:]).frac_()
-    steps = (grouped - low.to(x.dtype)[:, None]).mul_(step.to(x.dtype).reciprocal()[:, None]).add_(u)
-    levels = steps.nan_to_num_(0, 0, 0).view(-1)[: len(x)].to(torch.int32)
-    return pack(levels, width), torch.stack([low, step])
-
-
-def _rebuild(packed: Tensor, size: int, ranges: Tensor, dither: Tensor, out: Tensor) -> Tensor:
-    """``low + (level + ½ − u) · step`` by groups, in ``out`` ``[count]``."""
-    groups = ranges.shape[1]
-    if kernels.usable(out):
-        tiny = out.numpy().dtype.type(torch.finfo(_RANGE_DTYPE).tiny)
-        kernels.shared(
-            kernels.rebuild,
-            groups,
-            size,
-            packed.numpy(),
-            size,
-            ranges.float().numpy(),
-            dither.numpy(),
-            tiny,
-            out.numpy(),
-        )
-        return out
-    low, step = ranges[0].to(out.dtype)[:, None], _shown(ranges[1]).to(out.dtype)[:, None]
-    grouped = _grouped(unpack(packed, len(packed), len(out)).to(out.dtype), size)
-    grouped.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())
-    return out.copy_(grouped.mul_(step).add_(low).view(-1)[: len(out)])
-
-
-def _grouped(x: Tensor, size: int) -> Tensor:
-    """``x`` ``[count]`` as ``[groups, size]``, the last group filled up with the last value."""
-    missing = -len(x) % size
-    return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, size)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from digits import CONFIGS, write_digits
-from hydra import compose, initialize_config_dir
+from digits import write_digits
+from digits import write_run as write_run_at
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import run
+from experiments.runs.configs import composed
 
 
-@pytest.fixture
-def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a small MNIST and a small CIFAR-10, as RAD_DATA."""
-    folder = tmp_path / "data"
+@pytest.fixture(scope="session")
+def written_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
     write_digits(folder)
     write_digits(folder, "fashion_mnist")
     write_digits(folder, "cifar10", shape=(32, 32, 3))
+    return folder
+
+
+@pytest.fixture
+def digits(written_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a small MNIST and a small CIFAR-10, as RAD_DATA; a test may write to it."""
+    folder = tmp_path / "data"
+    shutil.copytree(written_digits, folder)
     monkeypatch.setenv("RAD_DATA", str(folder))
     return folder
 
@@ -37,16 +45,12 @@ def _fresh_hydra() -> None:
 def config(digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     """Composes a config as run.py does, on small data; an experiment at its smallest scale on its own."""
 
-    def composed(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            experiment = any(o.startswith("experiment=") for o in overrides)
-            data = ["scale=smoke", "evaluate.train_examples=null"] if experiment else ["data=mnist"]
-            common = [*data, f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1"]
-            made = compose("config", [*common, *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(made)
-        return made
+    def made(*overrides: str) -> DictConfig:
+        experiment = any(o.startswith("experiment=") for o in overrides)
+        data = ["scale=smoke", "evaluate.train_examples=null"] if experiment else ["data=mnist"]
+        return composed([*data, f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1", *overrides])
 
-    return composed
+    return made
 
 
 @pytest.fixture
@@ -74,3 +78,9 @@ def cli(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
             torch.set_num_threads(threads)
 
     return call
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run directory of a name below the test's own folder; see `digits.write_run`."""
+    return lambda name, *args, **more: write_run_at(tmp_path / "runs" / name, *args, **more)

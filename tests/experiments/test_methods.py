@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import rad
 from experiments.errors import UserError
 from experiments.methods import Checkpoint, Exact, Rad, SmallBatch, measured
-from experiments.models import MLP
+from experiments.models import CNN, MLP
+from rad.nn import Seeds
 
 PAPER = (784, 300, 300, 300, 10)
 
@@ -35,6 +36,55 @@ def test_small_batch_is_the_largest_that_holds_no_more(budget):
 def test_small_batch_lands_near_the_papers():
     size = SmallBatch("small_batch", rad.Project(0.1)).batch_size(MLP(PAPER), batch(150), F.cross_entropy)
     assert 17 <= size <= 22
+
+
+def test_a_reference_that_keeps_everything_allows_the_full_batch():
+    # As many bytes, no fewer: the largest batch that fits is the one that fits exactly.
+    assert SmallBatch("small_batch", rad.Exact()).batch_size(MLP(PAPER), batch(40), F.cross_entropy) == 40
+
+
+def test_a_smaller_batch_has_layers_as_lean_as_those_of_rad_and_exact_gradients():
+    images = torch.randn(20, 3, 8, 8), batch(20)[1]
+    for model, (x, y) in ((MLP(PAPER), batch(20)), (CNN(3, [[4, 4]], 3, 8, 10), images)):
+        small, stock = SmallBatch("small_batch", rad.Project(0.1)), copy.deepcopy(model)
+        lean, rads = (measured(m, model, (x, y), F.cross_entropy) for m in (small, Rad("rad", rad.Exact())))
+        assert lean == rads != measured(Exact("exact"), model, (x, y), F.cross_entropy)
+        small.prepare(model, torch.Generator())
+        for p, q in zip(*(gradient(m, x, y) for m in (model, stock)), strict=True):
+            torch.testing.assert_close(p, q)
+
+
+def gradient(model, x, y):
+    return torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+
+
+@pytest.mark.parametrize("sketch", [rad.Project(0.1), rad.Sample(0.1, per="element"), rad.Rounding(0.1)], ids=str)
+def test_sketches_draw_from_the_generator_given_and_from_no_other(sketch):
+    x, y = batch(10)
+
+    def first_layer(seed):
+        torch.manual_seed(0)
+        model = Rad("rad", sketch).prepare(MLP(PAPER), torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed + 1)  # has no part in it
+        ambient = torch.get_rng_state()
+        found = gradient(model, x, y)[0]
+        assert torch.equal(torch.get_rng_state(), ambient)
+        return found
+
+    assert torch.equal(first_layer(5), first_layer(5))
+    assert not torch.equal(first_layer(5), first_layer(6))
+
+
+def test_draws_are_those_of_the_seed_whatever_was_drawn_before():
+    x, y = batch(10)
+    found = []
+    for ambient in (1, 2):
+        torch.manual_seed(0)
+        model = MLP(PAPER)
+        torch.manual_seed(ambient)
+        Rad("rad", rad.Project(0.1)).prepare(model, torch.Generator().manual_seed(7))
+        found.append(gradient(model, x, y)[0])
+    assert torch.equal(*found)
 
 
 def test_a_budget_too_small_for_one_example_is_refused():
@@ -63,7 +113,7 @@ def test_checkpointing_is_exact_and_holds_less(segments):
     if segments == 2:  # more of them keep more inputs, fewer keep more of the last segment
         assert measured(method, model, (x, y), F.cross_entropy) < measured(Exact("e"), model, (x, y), F.cross_entropy)
     model.zero_grad()
-    method.prepare(model, torch.Generator())
+    method.prepare(model, Seeds(0))
     F.cross_entropy(model(x), y).backward()
     assert list(model.state_dict()) == keys
     for p, grad in zip(model.parameters(), exact, strict=True):
@@ -72,6 +122,6 @@ def test_checkpointing_is_exact_and_holds_less(segments):
 
 def test_checkpointing_says_what_it_cannot_do():
     with pytest.raises(UserError, match=r"segments must lie in \[1, 8\].*got 0"):
-        Checkpoint("checkpoint", 0).prepare(MLP(PAPER), torch.Generator())
+        Checkpoint("checkpoint", 0).prepare(MLP(PAPER), Seeds(0))
     with pytest.raises(UserError, match="nn.Sequential"):
-        Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), torch.Generator())
+        Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), Seeds(0))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 
+from experiments.runs.configs import composed
 from experiments.runs.study import make
 from scripts.table1 import FRACTIONS, NETS, cells, left, measure
 
@@ -19,8 +18,7 @@ def test_the_formula_gives_the_papers_figures(net):
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.model)
 def test_weights_are_counted(net):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        model = make(compose("config", [f"model={net.model}"]).model)
+    model = make(composed([f"model={net.model}"]).model)
     assert sum(p.numel() for p in model.parameters()) == net.parameters
 
 

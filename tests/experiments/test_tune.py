@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.tune import pairs, summary
-
-ROOT = Path(__file__).parent.parent.parent
+from scripts.tune import main, pairs, summary
 
 
 def test_pairs_lie_in_their_ranges_and_more_of_them_begin_with_the_same():
@@ -38,26 +31,26 @@ def test_the_best_is_that_of_the_highest_accuracy():
 
 
 @pytest.mark.slow
-def test_a_search_runs_what_is_missing_and_never_looks_at_the_test_set(tmp_path, digits):
-    def tune(*args: str) -> subprocess.CompletedProcess:
-        where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--held-out", "60"]
+def test_a_search_runs_what_is_missing_and_never_looks_at_the_test_set(tmp_path, digits, capsys):
+    def tune(*args: str) -> str:
         overrides = ["data=mnist", "batch_size=30", "iterations=10", "method=exact,rad_same"]
-        command = [sys.executable, "scripts/tune.py", *overrides, *where, *args]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        main([*overrides, "--runs", str(tmp_path / "runs"), "--held-out", "60", *args])
+        return capsys.readouterr().out
 
-    first = tune("--trials", "2")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "4 trials, 4 of them missing" in first.stdout
-    more = tune("--trials", "3")
-    assert "6 trials, 2 of them missing" in more.stdout
-    trials = pd.read_csv(tmp_path / "out" / "mlp-mnist.csv")
-    assert len(trials) == 6
+    assert "2 trials, 2 of them missing" in tune("--trials", "1", "--out", str(tmp_path / "out"))
+    assert "4 trials, 2 of them missing" in tune("--trials", "2")
+    trials = pd.read_csv(tmp_path / "runs" / "mlp-mnist.csv")  # below the runs, where nothing else is said
+    assert len(trials) == 4
+    assert len(pd.read_csv(tmp_path / "out" / "mlp-mnist.csv")) == 2
     assert set(trials.data) == {"mnist (60 held out)"}
     exact, same = (set(rows.lr) for _, rows in trials.groupby("method"))
     assert exact == same
-    assert "| rad_same | 0.1 | 3 |" in (tmp_path / "out" / "mlp-mnist.md").read_text()
-    bad = tune("--lr", "0.1", "0.01")
-    assert "--lr must be two positive numbers, the lower one first, got 0.1 0.01" in bad.stderr
-    none = tune("experiment=reactor")
-    assert "only the training of a net can be tuned" in none.stderr
+    assert "| rad_same | 0.1 | 2 |" in (tmp_path / "runs" / "mlp-mnist.md").read_text()
+
+
+def test_what_cannot_be_searched_is_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["method=exact", "--lr", "0.1", "0.01"])
+    assert "--lr must be two positive numbers, the lower one first, got 0.1 0.01" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="only the training of a net can be tuned"):
+        main(["experiment=reactor"])

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from ruled import ruled
 from sketches import SKETCHES, assert_unbiased, held, normal, seeded
 from torch import Tensor, nn
 
 import rad
-from rad.functional import conv, conv2d
+from rad.functional import convolution as conv
 from rad.measure import peak_bytes
 
 EXACT = {name: make(1) for name, make in SKETCHES.items()} | {"exact": rad.Exact()}
@@ -54,7 +55,7 @@ class Case:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         moves = {"stride": 1, "padding": 0, "dilation": 1, **self.moves}
-        return conv2d(x, weight, bias, **moves, groups=self.groups, sketch=sketch, generator=generator)
+        return ruled(F.conv2d, sketch, generator)(x, weight, bias, **moves, groups=self.groups)
 
 
 CASES = {
@@ -259,7 +260,7 @@ def test_gradient_of_one_value_everywhere():
 def test_gradients_that_are_not_finite_stay_where_they_are():
     # Positions outside the output meet nothing, not zero times infinity.
     x, weight = normal(1, 1, 4, 4), normal(1, 1, 3, 3).requires_grad_()
-    out = conv2d(x, weight, None, 1, 1, 1, 1, rad.Sample(0.99, replacement=False), seeded(0))
+    out = ruled(F.conv2d, rad.Sample(0.99, replacement=False), seeded(0))(x, weight, None, 1, 1, 1, 1)
     grad_out = torch.zeros_like(out)
     grad_out[0, 0, 0, 0] = torch.inf
     (grad,) = torch.autograd.grad(out, weight, grad_out)
@@ -272,7 +273,7 @@ def test_gradients_that_are_not_finite_stay_where_they_are():
 @pytest.mark.parametrize(("n", "c", "o", "size"), [(32, 16, 32, 32), (1, 3, 64, 128), (32, 3, 64, 32)])
 def test_sampled_gradient_needs_less_memory_than_a_dense_input(n, c, o, size):
     x, weight = normal(n, c, size, size), normal(o, c, 5, 5).requires_grad_()
-    out = conv2d(x, weight, None, 1, 2, 1, 1, rad.Sample(0.1), seeded(0))
+    out = ruled(F.conv2d, rad.Sample(0.1), seeded(0))(x, weight, None, 1, 2, 1, 1)
     grad_out = normal(*out.shape)
     assert 0 < peak_bytes(lambda: torch.autograd.grad(out, weight, grad_out)) < x.nbytes
 
@@ -280,7 +281,7 @@ def test_sampled_gradient_needs_less_memory_than_a_dense_input(n, c, o, size):
 @pytest.mark.parametrize("sketch", [rad.Sample(0.1, per="element"), rad.Project(0.1), rad.Rounding(0.1)], ids=str)
 def test_one_dense_input_at_a_time(sketch):
     x, weight = normal(32, 16, 32, 32).requires_grad_(), normal(8, 16, 5, 5).requires_grad_()
-    out = conv2d(x, weight, None, 1, 2, 1, 1, sketch, seeded(0))
+    out = ruled(F.conv2d, sketch, seeded(0))(x, weight, None, 1, 2, 1, 1)
     grad_out = normal(*out.shape)
     ours = peak_bytes(lambda: torch.autograd.grad(out, [x, weight], grad_out))
     # PyTorch's routines have copies of their own, whatever calls them. They hold the gradient of the input while that

@@ -81,6 +81,25 @@ def test_paths_are_counted_before_they_are_walked():
     assert graph.count_paths() == 10**8
     with pytest.raises(ValueError, match=r"100,000,000 paths, more than limit=1,000,000"):
         graph.bauer()
+    few = layered([1, 3, 2, 1])
+    torch.testing.assert_close(few.bauer(limit=6), few.reverse())
+    with pytest.raises(ValueError, match="6 paths, more than limit=5"):
+        few.bauer(limit=5)
+
+
+def test_levels_count_the_longest_path_in_whatever_order_edges_come():
+    # To the last vertex by three, two and one edge: the shortest path comes last.
+    graph = Graph.build([0, 1, 2, 1, 0, 2], [1, 2, 3, 3, 3, 4], np.ones(6), [0], [3, 4])
+    assert graph.levels().tolist() == [0, 1, 2, 3, 3]
+    late = Graph.build([0, 0, 1, 2, 0], [1, 2, 4, 4, 3], np.ones(5), [0], [4, 3])
+    assert late.levels().tolist() == [0, 1, 1, 1, 2]
+    assert random_graph(3, 9, 1.0).levels().tolist()[-1] == 7
+
+
+def test_an_input_named_twice_has_a_column_for_each():
+    graph = Graph.build([0, 1], [1, 2], [2.0, 3.0], [0, 0], [2])
+    for jacobian in (graph.bauer(), graph.forward(), graph.reverse()):
+        assert jacobian.tolist() == [[6.0, 6.0]]
 
 
 @pytest.mark.parametrize(

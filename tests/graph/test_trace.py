@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sketches import normal
 
-from rad.graph import linearize
+from rad.graph import linearize, trace
+from rad.graph.rules import ELEMENTWISE
 
 x3, m23, m34 = normal(3, dtype=torch.float64), normal(2, 3, dtype=torch.float64), normal(3, 4, dtype=torch.float64)
 
@@ -30,6 +31,7 @@ FUNCTIONS = {
     "kept axes": (lambda x: x / x.sum(1, keepdim=True) - x.amin(0), m23 + 5),
     "matrix products": (lambda a, b: a @ b, m23, m34),
     "product and vector": (lambda a, v: torch.mv(a, v) + v[:2] @ a @ v, m23, x3),
+    "inner": (lambda a, b: torch.inner(a, b) * torch.inner(a, x3)[:, None], m23, normal(4, 3, dtype=torch.float64)),
     "dot": (lambda u, v: u @ v + torch.dot(u, u), x3, x3 + 1),
     "stacked products": (lambda a, b: a @ b, normal(2, 2, 3, dtype=torch.float64), m34),
     "linear": (lambda x, w, b: F.linear(x, w, b).tanh(), m23, m34.T, normal(4, dtype=torch.float64)),
@@ -65,6 +67,45 @@ def test_numpy_functions_run_unchanged(x, y):
     step = 1e-6
     expected = [(fn(x + step, y) - fn(x - step, y)) / 2 / step, (fn(x, y + step) - fn(x, y - step)) / 2 / step]
     assert linearize(fn, x, y).reverse()[0].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+# For each elementary function a point at which it is smooth; of those of two operands the second is 0.7.
+POINTS = dict.fromkeys(ELEMENTWISE - {"where"}, 0.4) | {"acosh": 1.4}
+KEYWORDS = {"clamp": {"min": 0.1}}
+TWO = {"add", "sub", "rsub", "mul", "div", "true_divide", "pow", "atan2", "maximum", "minimum"}
+
+
+@pytest.mark.parametrize("name", sorted(POINTS))
+def test_every_elementary_function_has_the_slope_of_autograd(name):
+    fn = getattr(torch, name, None) or getattr(F, name)
+    operands = (POINTS[name], 0.7)[: 1 + (name in TWO)]
+    leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in operands]
+    expected = torch.autograd.grad(fn(*leaves, **KEYWORDS.get(name, {})), leaves)
+    found = linearize(lambda *x: fn(*x, **KEYWORDS.get(name, {})), *operands)
+    torch.testing.assert_close(found.reverse()[0], torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", sorted({*trace._NUMPY, "exp", "sin", "log1p", "maximum", "sqrt", "add", "arctan2"}))
+def test_every_function_of_numpy_is_the_one_of_that_name(name):
+    fn, step = getattr(np, name), 1e-6
+    operands = (1.4 if name == "arccosh" else 0.4, 0.7)[: fn.nin]
+    shifts = np.eye(fn.nin) * step
+    expected = [(fn(*(operands + s)) - fn(*(operands - s))) / 2 / step for s in shifts]
+    assert linearize(lambda *x: fn(*x), *operands).reverse()[0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_inputs_are_named_as_in_the_function():
+    assert linearize(lambda a, *rest: a * rest[0] * rest[1], 1.0, 2.0, 3.0).labels[:3] == ("a", "x2", "x3")
+
+
+def test_constants_among_the_results_are_no_outputs():
+    graph = linearize(lambda x: torch.cat([x, torch.ones(2, dtype=torch.float64)]), x3)
+    torch.testing.assert_close(graph.reverse(), torch.eye(3, dtype=torch.float64))
+
+
+def test_a_branch_may_ask_for_equality():
+    assert linearize(lambda x: x * 3 if x == 2.0 else x, 2.0).reverse().item() == 3
+    assert linearize(lambda x: x * 3 if x != 2.0 else x, 2.0).reverse().item() == 1
 
 
 def test_numpy_arrays_as_constants():
@@ -107,6 +148,8 @@ def test_several_results():
         (max, (1.0, 1.0), ValueError, "compares equal values"),
         (lambda x: x.amax(), (torch.ones(2),), ValueError, "amax is not differentiable .* occurs twice"),
         (lambda x: x.clamp(0, 1), (1.0,), ValueError, "clamp is not differentiable at its bounds"),
+        (lambda x: x.clamp(min=1), (1.0,), ValueError, "clamp is not differentiable at its bounds"),
+        (lambda x: x.clamp(max=1), (1.0,), ValueError, "clamp is not differentiable at its bounds"),
         (torch.floor, (1.5,), TypeError, "floor is not supported"),
         (np.floor, (1.5,), TypeError, "floor is not supported"),
         (np.heaviside, (1.5, 1.0), TypeError, "heaviside is not supported"),

@@ -39,14 +39,52 @@ def test_variance_by_layer_and_in_all():
     assert noise.total.norm2 == pytest.approx(sum(g.square().sum().item() for g in exact.values()), rel=1e-5)
 
 
-def test_is_the_variance_of_all_draws_at_once():
-    draw, exact = known()
-    noise = gradient_noise(draw, 50, exact)
-    again, _ = known()
-    kept = torch.stack([torch.cat([g.flatten() for g in again().values()]) for _ in range(50)]).double()
-    assert noise.total.variance == pytest.approx(kept.var(0).sum().item(), rel=1e-9)
+@pytest.mark.parametrize("draws", [3, 4, 50])
+@pytest.mark.parametrize("with_exact", [True, False])
+def test_moments_are_those_of_all_draws_at_once(draws, with_exact):
+    (draw, exact), (again, _) = known(), known()
+    noise = gradient_noise(draw, draws, exact if with_exact else None)
+    kept = torch.stack([torch.cat([g.flatten() for g in again().values()]) for _ in range(draws)]).double()
     flat = torch.cat([g.flatten() for g in exact.values()]).double()
-    assert noise.total.bias == pytest.approx((kept.mean(0) - flat).norm().item(), rel=1e-9)
+    means = torch.stack([kept[:t].mean(0) for t in range(1, draws)])
+    t = torch.arange(1, draws, dtype=torch.float64)
+    increments = t / (t + 1) * (kept[1:] - means).square().sum(1)
+    assert noise.draws == draws
+    variance = kept.var(0).sum().item()
+    assert noise.total.variance == pytest.approx(variance, rel=1e-9)
+    assert noise.total.variance_error == pytest.approx(increments.std().item() / (draws - 1) ** 0.5, rel=1e-6)
+    assert noise.total.bias_error == pytest.approx(math.sqrt(variance / draws), rel=1e-9)
+    assert noise.total.norm2 == pytest.approx((flat if with_exact else kept.mean(0)).square().sum().item(), rel=1e-9)
+    bias = (kept.mean(0) - flat).norm().item() if with_exact else math.nan
+    assert noise.total.bias == pytest.approx(bias, rel=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_moments_of_draws_of_low_precision_are_not(dtype):
+    # Around a large number, one unit in the last place up or down.
+    unit, generator, draws = 1024 * torch.finfo(dtype).eps, seeded(0), []
+
+    def draw():
+        up = torch.randint(2, (50,), generator=generator, dtype=torch.float64)
+        draws.append((1024 + unit * up).to(dtype))
+        return {"a.weight": draws[-1]}
+
+    found = gradient_noise(draw, 40).total
+    kept = torch.stack(draws).double()
+    assert found.variance == pytest.approx(kept.var(0).sum().item(), rel=1e-6)
+    assert found.norm2 == pytest.approx(kept.mean(0).square().sum().item(), rel=1e-12)
+
+
+def test_draws_stay_as_they_are():
+    draws = [{"w": normal(3, seed=seed, dtype=torch.float64)} for seed in range(5)]
+    before, queue = copy.deepcopy(draws), iter(draws)
+    gradient_noise(lambda: next(queue), 5)
+    assert all(torch.equal(a["w"], b["w"]) for a, b in zip(before, draws, strict=True))
+
+
+def test_parameters_of_no_layer_go_by_their_own_name():
+    noise = gradient_noise(lambda: {"scale": torch.rand(2), "a.b.weight": torch.rand(2), "a.b.bias": torch.rand(2)}, 3)
+    assert list(noise.layers) == ["scale", "a.b"]
 
 
 def test_standard_error_is_that_of_repetition():
@@ -73,6 +111,9 @@ def test_ratio_of_two_variances():
     big, small = (gradient_noise(known(scale=s, seed=int(s))[0], 500).layers["a"] for s in (3.0, 1.0))
     ratio, error = big.relative_to(small)
     assert abs(ratio - 9) < 3 * error
+    assert ratio == big.variance / small.variance
+    relative = math.hypot(big.variance_error / big.variance, small.variance_error / small.variance)
+    assert error == pytest.approx(ratio * relative, rel=1e-9)
     assert math.isnan(big.relative_to(gradient_noise(lambda: {"a": torch.ones(2)}, 3).total)[0])
 
 

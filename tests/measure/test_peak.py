@@ -53,6 +53,26 @@ def test_what_an_earlier_measurement_left_is_not_taken_off():
     assert peak_bytes(swap) == 3 * MEGABYTE
 
 
+def test_a_block_that_is_freed_and_allocated_again_counts_once():
+    small, places = 2**14, []  # small blocks come back at the place of the one before
+
+    def again_and_again():
+        for _ in range(20):
+            block = torch.zeros(small, dtype=torch.uint8)
+            places.append(block.data_ptr())
+            del block
+        return [torch.zeros(small, dtype=torch.uint8) for _ in range(3)]
+
+    assert peak_bytes(again_and_again) == 3 * small
+    assert len(set(places)) < len(places)
+
+
+def test_what_operations_need_for_a_while_counts():
+    x = torch.ones(MEGABYTE)[::2]
+    # A copy of the view and its double, of which only the sum is left.
+    assert peak_bytes(lambda: x.contiguous().mul(2).sum()) == pytest.approx(4 * MEGABYTE, abs=64)
+
+
 def test_unknown_device_is_refused():
     with pytest.raises(ValueError, match="cpu and cuda, got meta"):
         peak_bytes(lambda: None, "meta")

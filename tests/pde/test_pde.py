@@ -3,81 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sketches import SKETCHES, assert_unbiased, normal, seeded
+from sketches import SKETCHES, assert_unbiased, seeded
+from waves import Ramp, oracle, wave
+from waves import parameters as theta
 
 import rad
-from rad.pde import Problem, march, reactor, simulate, simulate_checkpointed
+from rad.pde import march, reactor, simulate, simulate_checkpointed
 from rad.sketch.random import Stream
 
 THETA = (4.932, 0.05, -0.03, 0.02, 0.01, -0.02, 0.04)
 BUDGETED = {name: make(0.3) for name, make in SKETCHES.items()}
 every_sketch = pytest.mark.parametrize("sketch", BUDGETED.values(), ids=BUDGETED)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-
-
-@dataclass(frozen=True)
-class Wave:
-    """A source and target without symmetry, that depends on its parameters nonlinearly."""
-
-    size: int = 3
-
-    def modes(self, x, y):
-        return [torch.ones((), dtype=x.dtype), x * y, (3 * x).cos() + y]
-
-    def amplitudes(self, theta, t):
-        return [theta[0].exp(), theta[0] * theta[1] * t, (theta[2] * t).sin()]
-
-
-@dataclass(frozen=True)
-class Ramp:
-    def modes(self, x, y):
-        return [x - y * y, y]
-
-    def amplitudes(self, t):
-        return [t, 1 + t * t]
-
-
-def start(x, y):
-    return 1 + x - 2 * y
-
-
-def wave(nx=6, ny=5, steps=9, diffusion=None):
-    diffusion = 0.005 * (1 + normal(nx, ny, seed=4, dtype=torch.float64).abs()) if diffusion is None else diffusion
-    return Problem(Wave(), start, Ramp(), diffusion, nx, ny, 0.2, steps)
-
-
-def theta(*values, dtype=torch.float64):
-    return torch.tensor(values or (0.3, -0.7, 1.9), dtype=dtype, requires_grad=True)
-
-
-def oracle(theta, problem):
-    """The scheme as written on paper, one step after the other, on the whole grid."""
-    nx, ny, dt = problem.nx, problem.ny, problem.dt
-    x, y = torch.linspace(0, 1, nx, dtype=theta.dtype)[:, None], torch.linspace(0, 1, ny, dtype=theta.dtype)[None]
-    inside = torch.zeros(nx, ny, dtype=theta.dtype)
-    inside[1:-1, 1:-1] = 1
-    field, loss = problem.initial(x, y) * inside, torch.zeros((), dtype=theta.dtype)
-    for k in range(problem.steps):
-        t = torch.tensor(k * dt, dtype=theta.dtype)
-        source, target = (
-            sum(a * mode for a, mode in zip(amplitudes, part.modes(x, y), strict=True))
-            for part, amplitudes in (
-                (problem.source, problem.source.amplitudes(theta, t)),
-                (problem.target, problem.target.amplitudes(t)),
-            )
-        )
-        along_x = (field.roll(1, 0) + field.roll(-1, 0) - 2 * field) * (nx - 1) ** 2
-        along_y = (field.roll(1, 1) + field.roll(-1, 1) - 2 * field) * (ny - 1) ** 2
-        field = inside * (field + dt * (problem.diffusion * (along_x + along_y) + source * field))
-        loss = loss + dt * (inside * (field - target)).square().mean()
-    return loss
 
 
 def gradient(loss, parameters):
@@ -171,12 +114,13 @@ def test_gradient_is_unbiased_over_every_draw(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
+@pytest.mark.parametrize(("steps", "count"), [(4097, 100), (40961, 12)])  # many draws of a tenth, a few of the whole
 @pytest.mark.parametrize("sketch", [rad.Sample(0.01), rad.Rounding(0.05)], ids=["sample", "rounding"])
-def test_gradient_is_unbiased_at_full_size(sketch):
+def test_gradient_is_unbiased_at_full_size(sketch, steps, count):
     # 14 entries at five standard errors; rounding is off by float32 arithmetic alone.
-    parameters, generator = theta(*THETA, dtype=torch.float32), seeded(0)
-    exact = gradient(simulate(parameters, reactor(), rad.Exact()), parameters)
-    draws = [gradient(simulate(parameters, reactor(), sketch, generator), parameters) for _ in range(100)]
+    parameters, generator, problem = theta(*THETA, dtype=torch.float32), seeded(0), reactor(steps=steps)
+    exact = gradient(simulate(parameters, problem, rad.Exact()), parameters)
+    draws = [gradient(simulate(parameters, problem, sketch, generator), parameters) for _ in range(count)]
     assert_unbiased(torch.stack(draws), exact)
 
 
@@ -193,6 +137,17 @@ def test_bytes_at_full_size():
         assert held(lambda sketch=sketch: simulate(parameters, problem, sketch)) <= 0.011 * whole
     assert held(lambda: simulate(parameters, problem, rad.Rounding(0.1))) <= 0.1 * whole + 4096
     assert held(lambda: simulate_checkpointed(parameters, problem, 10)) == 10 * 4 * 33 * 32 + besides
+
+
+def test_bytes_of_a_small_problem(monkeypatch):
+    monkeypatch.setattr(march, "_CHUNK_VALUES", 90)
+    parameters, problem = theta(), wave(6, 5, 8)  # chunks of three, three and two steps; twelve points inside
+    besides = 8 * (6 * 4 + 3)  # the last field and theta
+    assert held(lambda: simulate(parameters, problem, rad.Exact())) == 8 * 8 * 12 + besides
+    assert held(lambda: simulate(parameters, problem, rad.Sample(0.5))) == 8 * 8 * 6 + 3 * 8 + besides
+    for snapshots in (0, 1, 2):
+        grid = 8 * 6 * 4
+        assert held(lambda n=snapshots: simulate_checkpointed(parameters, problem, n)) == snapshots * grid + besides
 
 
 def test_dense_fields_exist_by_chunks(monkeypatch):

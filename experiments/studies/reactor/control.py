@@ -63,7 +63,7 @@ class Reactor(Study):
     def summarize(self, run: RunDir) -> str:
         meta, last = run.meta(), run.records()[-1]
         theta, problem = found(run)
-        figure = save(run_figure(load_runs([run.path]).curves, theta, problem), run.path / "reactor")[1]
+        figure = save(run_figure(load_runs([run.path]).curves, theta, problem), run.path / "reactor", ("png",))[0]
         return (
             f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"
             f"  loss {last['train_loss']:.6f} with theta {', '.join(f'{value:.4f}' for value in theta.tolist())}\n"

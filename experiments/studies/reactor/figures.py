@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.labels import look
 from experiments.runs.records import curve_statistics
-from experiments.show.figures import method_style, style
+from experiments.show.figures import lines, plain_ticks, style
 from rad.pde import Problem, Trajectory, trajectory
 
 __all__ = ["animate", "control_figure", "curves_figure", "run_figure"]
 
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "magma"
-_FRACTIONS = {"rad_same": "plasma", "rad_even": "viridis"}
 _SHOWN = 6
 
 
@@ -32,11 +31,11 @@ def curves_figure(curves: pd.DataFrame) -> Figure:
         _draw_curves(axes, curves)
         counts = curves.drop_duplicates("run").groupby(["method", "budget"], dropna=False).size()
         n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-        axes.legend(title=f"kept of the fields; mean and range, n = {n}", fontsize=8)
+        axes.legend(title=f"mean and range, n = {n}", fontsize=8)
     return figure
 
 
-def control_figure(theta: Tensor, problem: Problem) -> Figure:
+def control_figure(theta: Tensor, problem: Problem, title: str) -> Figure:
     """Field, target and their difference at several times, and the control over place and time."""
     with style():
         figure = Figure(figsize=(10.5, 7.4), layout="constrained")
@@ -44,6 +43,7 @@ def control_figure(theta: Tensor, problem: Problem) -> Figure:
         shown = trajectory(theta, problem, _spread(problem, 2 * _SHOWN + 1)[1::2])  # its ends are periods of the target
         _draw_fields(above, shown)
         _draw_control(below.subplots(1, 2), theta, problem)
+        figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
 
 
@@ -82,19 +82,11 @@ def animate(theta: Tensor, problem: Problem, path: Path, frames: int = 80) -> Pa
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame) -> None:
     statistics = curve_statistics(curves, "train_loss")
-    for (method, budget), part in statistics.groupby(["method", "budget"], dropna=False, sort=False):
-        label, colour = method_style(method)
-        if method in _FRACTIONS:  # one colour for each fraction
-            budgets = sorted(statistics["budget"][statistics["method"] == method].unique(), reverse=True)
-            colour = mpl.colormaps[_FRACTIONS[method]](0.85 * budgets.index(budget) / max(1, len(budgets) - 1))
-        label += "" if math.isnan(budget) else f", {budget:g}"
-        # What has exact gradients lies below, wide, and the dashes of another on top of it let it show through.
-        dash = {"checkpoint": "--", "rad_even": (0, (4, 1.5))}.get(method, "-")
-        look = {"linewidth": 3.0 if method == "exact" else 1.2, "linestyle": dash}
-        axes.plot(part["iteration"], part["mean"], color=colour, label=label, zorder=2 + (method != "exact"), **look)
-        axes.fill_between(part["iteration"], part["low"], part["high"], color=colour, alpha=0.18, lw=0)
+    for number, line in enumerate(lines(curves, name_all=True)):
+        line.draw(axes, statistics, 2 + number / 100)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log")
     axes.set_xlim(left=0)
+    plain_ticks(axes.yaxis)
 
 
 def _draw_fields(figure: mpl.figure.SubFigure, shown: Trajectory) -> None:
@@ -123,7 +115,7 @@ def _draw_control(panels: list[Axes], theta: Tensor, problem: Problem) -> None:
     control.set(xlabel="t", ylabel="x", title="control C at y = ½")
     control.grid(False)
     control.figure.colorbar(image, ax=control)
-    parameters.bar(range(len(theta)), theta.tolist(), color=method_style("exact")[1])
+    parameters.bar(range(len(theta)), theta.tolist(), color=look("exact").colour)
     parameters.set(xlabel="j", title="parameters θⱼ", xticks=range(len(theta)))
     parameters.bar_label(parameters.containers[0], fmt="%.3f", fontsize=7, padding=2)
     parameters.margins(y=0.15)

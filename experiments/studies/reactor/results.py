@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from experiments.labels import look
 from experiments.methods import Method
 from experiments.runs import provenance
 from experiments.runs.directory import RunDir
 from experiments.runs.records import GROUP, Runs, mean_interval, union
 from experiments.runs.study import Record, make
-from experiments.show.figures import method_style, save
+from experiments.show.figures import save
 from experiments.show.tables import markdown
+from experiments.show.verdicts import Interval, verdict
 from experiments.studies.reactor.control import Simulation, found, simulation
 from experiments.studies.reactor.figures import control_figure, curves_figure
 from rad.measure import gradient_noise, saved_bytes
@@ -28,13 +31,17 @@ from rad.pde import Problem, reactor
 
 __all__ = [
     "SHARE",
+    "claim",
     "cost_table",
     "gradient_costs",
     "here",
+    "loss_ratio",
+    "one_percent",
     "publish_reactor",
     "reactor_markdown",
     "reactor_table",
     "shown_control",
+    "threads_of",
 ]
 
 # Where the published implementation is compared with: near the steady state.
@@ -45,13 +52,27 @@ SHARE = 1.05  # of the exact final loss that the claim allows
 def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: int, command: str) -> str:
     """Writes figures, table.csv and table.md; returns the latter's text."""
     save(curves_figure(runs.curves), out / "curves")
-    save(control_figure(*shown_control(runs)), out / "control")
-    table, costs = reactor_table(runs, target), gradient_costs(runs, rounds, draws)
+    theta, problem, title = shown_control(runs)
+    save(control_figure(theta, problem, title), out / "control")
+    table = reactor_table(runs, target)
+    with threads_of(runs):
+        costs, where = gradient_costs(runs, rounds, draws), here()
     table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
-    head = [f"- Gradients: {here()}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
+    head = [f"- Gradients: {where}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
     text = reactor_markdown(table, costs, runs, target, head)
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
+
+
+@contextmanager
+def threads_of(runs: Runs) -> Iterator[None]:
+    """As many threads as the runs had: what a gradient costs is the same in every table of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(RunDir(Path(runs.runs["run"].iloc[0])).config().get("threads") or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def reactor_table(runs: Runs, target: float) -> pd.DataFrame:
@@ -121,10 +142,13 @@ def gradient_costs(runs: Runs, rounds: int, draws: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shown_control(runs: Runs) -> tuple[Tensor, Problem]:
-    """Control and problem of an exact run, or of the first there is."""
+def shown_control(runs: Runs) -> tuple[Tensor, Problem, str]:
+    """Control and problem of an exact run, or of the first there is, and whose they are."""
     order = runs.runs.assign(other=runs.runs["method"] != "exact").sort_values(["other", "seed"])
-    return found(RunDir(Path(order["run"].iloc[0])))
+    first = order.iloc[0]
+    budget = "" if math.isnan(first["budget"]) else f", budget {first['budget']:g}"
+    title = f"control of the reactor: {look(first['method']).label}{budget}, seed {first['seed']}"
+    return *found(RunDir(Path(first["run"]))), title
 
 
 def here() -> str:
@@ -162,7 +186,7 @@ def reactor_markdown(table: pd.DataFrame, costs: pd.DataFrame, runs: Runs, targe
         iterations = f"{row.iterations:,.0f}{_half(row.iterations_half, ',.0f')}"
         cells.append(
             {
-                "method": method_style(row.method)[0],
+                "method": look(row.method).label,
                 "budget": "–" if math.isnan(row.budget) else f"{row.budget:g}",
                 "n": f"{row.n}{'' if row.finished else ' (unfinished)'}",
                 "kept bytes": f"{row.saved_bytes:,.0f}",
@@ -188,20 +212,32 @@ def reactor_markdown(table: pd.DataFrame, costs: pd.DataFrame, runs: Runs, targe
         "± is half of a 95 % t interval over seeds; for the error of a gradient, 1.96 standard errors over draws. That",
         f"error is the root of the variance over the squared norm of the exact gradient at θ = {THETA}.",
     ]
-    return "\n".join([*lines, "", verdict(table), ""])
+    return "\n".join([*lines, "", claim(table), ""])
 
 
-def verdict(table: pd.DataFrame) -> str:
+def one_percent(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `reactor_table` that the claim is about: finished, 1 % of the fields or less, beside exact ones."""
+    return table[(table["bytes_ratio"] <= 0.011) & table["finished"]].dropna(subset=["of_exact"])
+
+
+def loss_ratio(row: pd.Series) -> tuple[str, Interval]:
+    """Final loss over exact's of a row of `reactor_table`, as a text and as an interval."""
+    half = row["final_half"] / row["final"] * row["of_exact"]
+    text = f"{row['of_exact']:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+    return text, Interval.around(row["of_exact"], half)
+
+
+def claim(table: pd.DataFrame) -> str:
     """What the runs say of the claim that 99 % of the memory is saved without a significant slowdown."""
-    kept = table[(table["bytes_ratio"] <= 0.011) & table["finished"]].dropna(subset=["of_exact"])
+    kept = one_percent(table)
     if kept.empty:
         return "No run keeps 1 % of the fields or less beside exact ones of the same seeds: no verdict."
     lines = []
-    for row in kept.sort_values("bytes_ratio", ascending=False).itertuples():
-        holds = "holds" if row.of_exact <= SHARE else "does not hold"
+    for _, row in kept.sort_values("bytes_ratio", ascending=False).iterrows():
+        said, interval = loss_ratio(row)
         lines.append(
-            f"* {method_style(row.method)[0]} with {row.bytes_ratio:.2%} of the bytes: final loss {row.of_exact:.3f} "
-            f"of exact's (n = {row.n}); within {SHARE - 1:.0%}: {holds}."
+            f"* {look(row['method']).label} with {row['bytes_ratio']:.2%} of the bytes: final loss {said} "
+            f"of exact's (n = {row['n']}); within {SHARE - 1:.0%}: {verdict([interval.within(high=SHARE)])}."
         )
     return "\n".join(["Claim: 99 % of the memory saved without a significant slowdown.", "", *lines])
 

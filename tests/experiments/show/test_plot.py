@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
+import colorsys
+import itertools
 import json
 import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
+from digits import GROUPS
+from matplotlib.figure import Figure
 
+from experiments.labels import METHODS, look, rank
 from experiments.runs.records import load_runs
-from experiments.show.figures import convergence_figure, method_style, save, style
+from experiments.show.figures import convergence_figure, plain_ticks, save, style
 
 ROOT = Path(__file__).parents[3]
-SESSION = {"commit": "a" * 40, "dirty": False, "started": "2025-01-01", "cpu": "Some CPU", "threads": 1}
 
 
-@pytest.fixture
-def write_run(tmp_path):
-    """Return a function that writes a run directory with a few evaluations of the metrics given."""
+class Done(NamedTuple):
+    """How a command ended."""
 
-    def write(name: str, metrics=("train_loss", "test_loss", "test_accuracy"), points: int = 3, **meta) -> Path:
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        fields = {
-            "status": "finished", "experiment": "study", "method": "rad_proj", "model": "mlp", "data": "toy",
-            "budget": 0.1, "seed": 0, "iterations": 20, "batch_size": 150, "saved_bytes": 250,
-            "exact_saved_bytes": 1000, "parameters": 7, "step_ms": 2.0, "sessions": [SESSION],
-        }  # fmt: skip
-        fields |= meta
-        (folder / "meta.json").write_text(json.dumps(fields))
-        records = [
-            {"iteration": 10 * i, "data": fields["data"]} | {name: 0.5 / (i + 1 + fields["seed"]) for name in metrics}
-            for i in range(points)
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        return folder
-
-    return write
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
@@ -52,9 +41,19 @@ def study(write_run, tmp_path):
     return tmp_path / "runs"
 
 
-def plot(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "plot.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def plot(capsys):
+    """Calls scripts/plot.py; returns its exit status and what it printed."""
+    main = runpy.run_path(str(ROOT / "scripts" / "plot.py"))["main"]
+
+    def call(*arguments) -> Done:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = stopped.code
+        return Done(status, *capsys.readouterr())
+
+    return call
 
 
 def labels(figure) -> list[str]:
@@ -82,17 +81,71 @@ def test_missing_metric_is_said_in_its_panel(write_run, tmp_path):
     save(figure, tmp_path / "missing")
 
 
-def test_no_metric_at_all(write_run, tmp_path):
-    save(convergence_figure(load_runs([write_run("a", metrics=[])]).curves), tmp_path / "none")
+def test_no_metric_at_all(write_run):
+    figure = convergence_figure(load_runs([write_run("a", metrics=[])]).curves)
+    assert [axes.texts[0].get_text() for axes in figure.axes] == 3 * ["not recorded in these runs"]
+    assert not any(axes.get_lines() for axes in figure.axes)
+    assert labels(figure) == []
 
 
-def test_budgets_of_one_method_are_told_apart(write_run, tmp_path):
-    for budget in (0.2, 0.1):
+def test_lines_are_means_and_bands_ranges_of_the_records(write_run, tmp_path):
+    """Losses as recorded, accuracies in per cent."""
+    for seed in (0, 1, 3):
+        write_run(f"s{seed}", seed=seed)  # 1 / (2 + 2 seed), …
+    figure = convergence_figure(load_runs([tmp_path]).curves)
+    values = np.array([[0.5 / (i + 1 + seed) for i in range(3)] for seed in (0, 1, 3)])
+    for axes, factor in zip(figure.axes, (1, 1, 100), strict=True):
+        (line,) = axes.get_lines()
+        assert line.get_xdata() == pytest.approx([0, 10, 20])
+        assert line.get_ydata() == pytest.approx(factor * values.mean(0))
+        corners = axes.collections[0].get_paths()[0].vertices
+        at = corners[corners[:, 0] == 10, 1]
+        assert (at.min(), at.max()) == pytest.approx((factor * values[:, 1].min(), factor * values[:, 1].max()))
+
+
+def test_budgets_of_one_method_are_told_apart_by_lightness(write_run, tmp_path):
+    budgets = (0.05, 0.1, 0.3, 0.5, 0.8)
+    for budget in reversed(budgets):
         write_run(f"b{budget}", budget=budget)
     figure = convergence_figure(load_runs([tmp_path]).curves)
-    assert labels(figure) == ["RAD, projection, budget 0.1", "RAD, projection, budget 0.2"]
-    assert len({line.get_linestyle() for line in figure.axes[0].get_lines()}) == 2
-    assert figure.get_suptitle().endswith("budgets 0.1, 0.2")
+    assert labels(figure) == [f"RAD, projection, budget {budget}" for budget in budgets]
+    lightness = [colorsys.rgb_to_hls(*mpl.colors.to_rgb(line.get_color()))[1] for line in figure.axes[0].get_lines()]
+    assert all(more - less < -0.1 for less, more in itertools.pairwise(lightness))  # less is kept, lighter
+    assert figure.get_suptitle().endswith("budgets 0.05, 0.1, 0.3, 0.5, 0.8")
+
+
+def test_one_budget_has_the_colour_of_its_method(study):
+    figure = convergence_figure(load_runs([study]).curves)
+    drawn = {line.get_label(): mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
+    assert drawn == {"exact": "#000000", "RAD, projection": look("rad_proj").colour.lower()}
+
+
+@pytest.mark.parametrize("losses", [(2.3, 1.04), (2.9, 1.6), (2.3, 0.07), (2.3, 1e-6), (1.0, 0.99)])
+def test_curves_fill_a_loss_panel_whose_ticks_are_plain_numbers(write_run, losses):
+    path = write_run("a")
+    lines = [json.dumps({"iteration": i, "data": "toy", "train_loss": loss}) for i, loss in enumerate(losses)]
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    figure = convergence_figure(load_runs([path]).curves)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    heights = axes.transAxes.inverted().transform(axes.transData.transform([(0, loss) for loss in losses]))[:, 1]
+    assert heights.min() < 0.15
+    assert heights.max() > 0.85
+    low, high = axes.get_ylim()
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    texts = [label.get_text() for place, label in ticks if low <= place <= high]
+    assert len(texts) >= 2
+    assert not any("times" in text for text in [*texts, *(t.get_text() for t in axes.get_yticklabels(minor=True))])
+
+
+def test_ticks_of_an_axis_within_a_decade():
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(0.03, 0.6))
+    plain_ticks(axes.xaxis)
+    axes.figure.canvas.draw()
+    texts = [text.get_text() for text in axes.get_xticklabels()]
+    assert [text for text in texts if 0.03 <= float(text) <= 0.6] == ["0.05", "0.1", "0.2", "0.5"]
+    assert not any(text.get_text() for text in axes.get_xticklabels(minor=True))
 
 
 def test_legend_of_many_lines_stays_inside(write_run, tmp_path):
@@ -119,9 +172,17 @@ def test_several_studies_in_one_figure_are_refused(write_run, tmp_path):
         convergence_figure(load_runs([tmp_path]).curves)
 
 
+def test_every_method_has_a_label_and_a_colour_of_its_own():
+    assert set(GROUPS["method"]) == set(METHODS)
+    for part in ("label", "colour"):
+        assert len({getattr(its, part) for its in METHODS.values()}) == len(METHODS)
+    assert sorted(["my_sketch", *METHODS], key=rank) == [*METHODS, "my_sketch"]
+
+
 def test_unknown_method_keeps_its_name_and_colour():
-    assert method_style("my_sketch") == method_style("my_sketch")
-    assert method_style("my_sketch")[0] == "my_sketch"
+    assert look("my_sketch") == look("my_sketch")
+    assert look("my_sketch").label == "my_sketch"
+    assert look("my_sketch").colour not in {its.colour for its in METHODS.values()}
 
 
 def test_style_leaves_no_trace():
@@ -131,7 +192,7 @@ def test_style_leaves_no_trace():
         assert mpl.rcParams["font.size"] == 17
 
 
-def test_command_line_writes_all_files_and_the_same_twice(study, tmp_path):
+def test_command_line_writes_all_files_and_the_same_twice(plot, study, tmp_path):
     outputs = []
     for name in ("first", "second"):
         result = plot(study, "--out", tmp_path / name, "--target", "0.2")
@@ -147,7 +208,7 @@ def test_command_line_writes_all_files_and_the_same_twice(study, tmp_path):
     assert curves.groupby("metric").size().to_dict() == {"test_accuracy": 6, "test_loss": 6, "train_loss": 6}
 
 
-def test_command_line_separates_studies(study, write_run, tmp_path):
+def test_command_line_separates_studies(plot, study, write_run, tmp_path):
     write_run("b", data="../other")
     foreign = study / "foreign"
     foreign.mkdir()
@@ -161,7 +222,7 @@ def test_command_line_separates_studies(study, write_run, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "blocked", "target"])
-def test_command_line_errors(case, study, tmp_path):
+def test_command_line_errors(plot, case, study, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     arguments = {
@@ -170,7 +231,7 @@ def test_command_line_errors(case, study, tmp_path):
         "blocked": [study, "--out", tmp_path / "file" / "out"],
         "target": [study, "--target", "-1"],
     }
-    result = plot(*arguments[case], cwd=tmp_path)
+    result = plot(*arguments[case])
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert "error: " in result.stderr.splitlines()[-1]
@@ -178,7 +239,7 @@ def test_command_line_errors(case, study, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_output_is_one_sentence(study, tmp_path):
+def test_unwritable_output_is_one_sentence(plot, study, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     result = plot(study, "--out", locked / "out")

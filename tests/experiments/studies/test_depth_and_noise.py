@@ -8,31 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from digits import CONFIGS
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from sketches import seeded
 
 import run
 from experiments.errors import UserError
-from experiments.runs.study import build, validate
+from experiments.runs.study import validate
 from experiments.show.tables import markdown
+from experiments.studies.families import independent, interleaved
 from experiments.studies.gradient_noise import _added, _best
-from experiments.studies.graph_depth import _rate, growth, independent, interleaved
+from experiments.studies.graph_depth import _rate, growth
 from rad.graph import sample_paths
 from rad.measure import gradient_noise
-
-
-@pytest.fixture
-def composed(digits, tmp_path):
-    def compose_(*overrides):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            made = compose("config", [*overrides, f"runs={tmp_path}", "threads=1"], return_hydra_config=True)
-        HydraConfig.instance().set_config(made)
-        return made
-
-    return compose_
 
 
 @pytest.fixture
@@ -142,14 +129,3 @@ def test_noise_from_config_to_table(command):
     rounded = records[records["estimator"] == "rad_round"]
     assert (rounded["saved_bytes"] < 0.2 * rounded["exact_saved_bytes"]).all()
     assert (table.parent / "noise.png").exists()
-
-
-@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
-def test_an_interrupted_study_goes_on_with_the_same_numbers(composed):
-    options = ["experiment=graph_depth", "scale=smoke", "depths=[1,2]", "net.depths=[1,2]", "net.width=10"]
-    whole, states = [], []
-    build(composed(*options))[0].run(whole.append, states.append)
-    task, rest = build(composed(*options))[0], []
-    task.restore(states[7])
-    task.run(rest.append, lambda state: None)
-    assert rest == whole[8:]

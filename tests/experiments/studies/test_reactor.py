@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from digits import CONFIGS, GROUPS
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from digits import GROUPS
 
 import rad
+from experiments.runs.configs import composed
 from experiments.runs.study import build, generator, make
 from rad.pde import simulate
 
@@ -34,13 +33,10 @@ def test_every_method_takes_steps_from_the_command_line(cli, tmp_path, capsys, m
 def small():
     """Composes the small reactor: the fixture for nets sets a batch size, which is not here."""
 
-    def composed(*overrides: str):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            made = compose("config", [*SMALL, "threads=1", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(made)
-        return made
+    def made(*overrides: str):
+        return composed([*SMALL, "threads=1", *overrides])
 
-    return composed
+    return made
 
 
 @pytest.mark.parametrize("method", ["exact", "rad_same"])

@@ -9,6 +9,8 @@ import torch
 from digits import GROUPS
 
 from experiments.errors import UserError
+from experiments.runs.configs import resolved
+from experiments.runs.directory import digest
 from experiments.runs.study import build
 
 METHODS = GROUPS["method"]
@@ -44,8 +46,8 @@ def test_seeds_differ_in_weights_data_batches_and_sketches(config):
 
 
 def test_settings_are_told_apart_but_seeds_are_not(config):
-    metas = [build(config(*c))[1] for c in (["seed=0"], ["seed=1"], ["optimizer.lr=0.1"], ["device=cpu", "runs=/x"])]
-    first, seed, rate, place = (meta["settings"] for meta in metas)
+    lines = ["seed=0"], ["seed=1"], ["optimizer.lr=0.1"], ["device=cpu", "runs=/x"]
+    first, seed, rate, place = (digest(resolved(config(*line))) for line in lines)
     assert first == seed == place != rate
 
 
@@ -94,22 +96,6 @@ def test_every_method_learns(config, method):
     trainer, _ = build(config(f"method={method}", "budget=0.5", "iterations=60", "evaluate.train_every=60"))
     records, _ = train(trainer)
     assert records[-1]["train_loss"] < 0.5 * records[0]["train_loss"]
-
-
-@pytest.mark.parametrize("at", [0, 3, 6])
-@pytest.mark.parametrize("method", ["exact", "rad_round", "rad_diff"])
-def test_a_restored_state_goes_on_bit_for_bit(config, method, at):
-    settings = (f"method={method}", "iterations=6", "evaluate.test_every=3")
-    whole, _ = build(config(*settings))
-    records, states = train(whole)
-    resumed, _ = build(config(*settings))
-    resumed.restore(next(s for s in states if s["iteration"] == at))
-    rest, _ = train(resumed)
-    for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(p, q)
-    for record in (*records, *rest):
-        del record["train_seconds"]
-    assert rest == [r for r in records if r["iteration"] > at]
 
 
 def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(config):

@@ -1,0 +1,360 @@
+"""Every verdict on every claim, reached from records: by the right net, the right limit and the right end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.reproduction.claims import Evidence, Finding, findings
+from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
+from experiments.runs.records import Runs
+from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
+
+NETS = {"mnist_mlp": "MLP", "cifar_cnn": "CNN", "smnist_irnn": "IRNN"}
+PAPER = ("rad_same", "rad_diff", "rad_proj")
+
+
+def table(**iterations: tuple) -> pd.DataFrame:
+    """Iterations to a target by method, seeds in order; None where a run did not get there after 100."""
+    rows = [
+        {"method": method, "seed": seed, "iterations": n or 100, "met": n is not None}
+        for method, values in iterations.items()
+        for seed, n in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def training(**seeds: tuple) -> Runs:
+    """Runs whose training loss falls to 1 at the iterations given, seeds in order, or never: None."""
+    rows, curves = [], []
+    for method, values in seeds.items():
+        for seed, met in enumerate(values):
+            run = {"run": f"{method}{seed}", "method": method, "seed": seed}
+            size = {"batch_size": 20 if method == "small_batch" else 150}
+            rows.append({**run, **size, "saved_bytes": 10.0, "exact_saved_bytes": 100.0})
+            for step in range(0, 1 + (met or 600), 10):
+                loss = 1.0 if step == met else 2.0
+                times = {"iteration": step, "train_seconds": step / 10, "examples": 3000.0}
+                curves.append({**rows[-1], **times, "train_loss": loss})
+    return Runs(pd.DataFrame(rows), pd.DataFrame(curves))
+
+
+def judged(**evidence) -> dict[str, Finding]:
+    targets = dict.fromkeys([*NETS, "reactor"], 1.0)
+    return {finding.claim: finding for finding in findings(Evidence(targets, **evidence))}
+
+
+def test_ratio_of_means_and_its_interval():
+    found = table(a=(10, 20, 30), b=(20, 40, 60), c=(40, 40, 40))
+    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 3)  # seeds are resampled in pairs
+    ratio = ratio_of_means(found, "a", "c")
+    assert ratio.value == 0.5
+    assert 0.25 <= ratio.low < 0.5 < ratio.high <= 0.75
+
+
+def test_the_interval_is_that_of_all_resamples():
+    a, b = np.array([13.0, 29, 31, 47, 83]), np.array([50.0, 20, 70, 90, 40])
+    ratio = ratio_of_means(table(a=tuple(a), b=tuple(b)), "a", "b")
+    drawn = np.array(list(itertools.product(range(5), repeat=5)))
+    low, high = np.percentile(a[drawn].mean(1) / b[drawn].mean(1), [2.5, 97.5])
+    assert (ratio.low, ratio.high) == pytest.approx((low, high), rel=0.01)
+
+
+def test_only_seeds_of_both_count():
+    found = table(a=(10, 20, 90), b=(20, 40))
+    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 2)
+    none = ratio_of_means(found.drop(index=[0, 1]), "a", "b")
+    assert (none.n, none.bound) == (0, "–")
+
+
+def test_a_run_that_did_not_get_there_gives_a_bound():
+    found = table(a=(10, None), b=(50, 50), c=(None, 50))
+    above, below, neither = (ratio_of_means(found, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c")))
+    assert (above.bound, above.value) == (">", 1.1)
+    assert (below.bound, below.value) == ("<", 1 / 1.1)
+    assert str(neither) == neither.bound == "–"
+    # The bound varies from seed to seed as the ratio does: here from 0.2 to 2, which decides nothing.
+    assert above.interval().above(1) is None
+    assert below.interval().below(1) is None
+    assert neither.interval().within(0, 1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "below", "above"),
+    [(("fast", "never"), True, False), (("never", "fast"), False, True), (("last", "never"), True, False)],
+)
+def test_bounds_decide_where_all_seeds_agree(pair, below, above):
+    interval = ratio_of_means(table(fast=(20, 30), last=(100, 100), never=(None, None)), *pair).interval()
+    assert (interval.below(1), interval.above(1)) == (below, above)
+
+
+def test_a_bound_decides_on_one_side_only():
+    found = table(fast=(20, 30), never=(None, None))
+    assert ratio_of_means(found, "fast", "never").interval().below(0.1) is None  # what it would have taken is not known
+    assert ratio_of_means(found, "never", "fast").interval().above(9) is None
+
+
+def test_a_single_seed_decides_nothing():
+    for ratio in (
+        ratio_of_means(table(a=(10,), b=(20,)), "a", "b"),
+        ratio_of_means(table(a=(10,), b=(None,)), "a", "b"),
+    ):
+        assert math.isnan(ratio.low)
+        assert ratio.interval().below(1) is None
+    assert ratio_of_means(table(a=(10,)), "a", "b").bound == "–"
+
+
+RUNS = training(exact=(20, 20), small_batch=(60, 60), rad_same=(40, 40), rad_diff=(20, 20), rad_proj=(None, None))
+
+
+def test_first_evaluation_below_the_target_counts():
+    found = reached(RUNS, 1.0).set_index(["method", "seed"])
+    assert found.loc[("rad_same", 0), ["iterations", "train_seconds", "epochs"]].tolist() == [40, 4, 2]
+    assert found.loc[("small_batch", 1), "epochs"] == pytest.approx(60 * 20 / 3000)
+    assert not found.loc[("rad_proj", 0), "met"]
+    assert found.loc[("rad_proj", 0), "iterations"] == 600
+
+
+def test_speed_table_says_what_the_records_say():
+    rows = {row["method"]: row for row in speed_table(RUNS, 1.0, ("small_batch", "exact"))}
+    assert rows["RAD, different sample"]["iterations ÷ smaller batch"] == "0.33 (0.33 to 0.33)"
+    assert rows["RAD, different sample"]["bytes ÷ exact"] == "0.100"
+    assert rows["RAD, same sample"]["iterations"] == "40"
+    assert rows["RAD, same sample"]["seconds of training ÷ exact"] == "2.00 (2.00 to 2.00)"
+    assert rows["RAD, same sample"]["epochs ÷ smaller batch"] == "5.00 (5.00 to 5.00)"
+    assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
+    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00"
+    assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
+
+
+# Iterations of two seeds that lie, relative to a 100, clearly below, clearly above, and on both sides.
+LESS, MORE, BOTH, SAME = (50, 60), (200, 210), (80, 130), (100, 110)
+BASE = (100, 100)
+
+# Methods with their iterations, and the verdict on the claims that they belong to.
+FASTER = [
+    ((LESS, LESS, LESS), HOLDS),
+    ((LESS, MORE, LESS), IN_PART),
+    ((LESS, BOTH, LESS), IN_PART),
+    ((MORE, MORE, MORE), FAILS),
+    ((BASE, BASE, BASE), FAILS),
+    ((BOTH, MORE, BOTH), UNDECIDED),
+]
+
+
+@pytest.mark.parametrize("experiment", ["mnist_mlp", "cifar_cnn"])
+@pytest.mark.parametrize(("iterations", "expected"), FASTER)
+def test_faster_than_a_smaller_batch(experiment, iterations, expected):
+    runs = training(small_batch=BASE, **dict(zip(PAPER, iterations, strict=True)))
+    found = judged(training={experiment: runs})
+    for name, net in NETS.items():
+        if net != "IRNN":
+            assert found[f"Fig. 5 (a), {net}"].verdict == (expected if name == experiment else UNKNOWN)
+
+
+def test_a_smaller_batch_that_never_gets_there_is_slower():
+    runs = training(small_batch=(None, None), rad_same=BASE, rad_diff=LESS, rad_proj=(600, 600))
+    found = judged(training={"cifar_cnn": runs})["Fig. 5 (a), CNN"]
+    assert found.verdict == HOLDS
+    assert found.measured.startswith("iterations to 1 ÷ smaller batch: same sample < 0.17")
+    assert found.n == "2"
+
+
+DIFFERENT = [  # same sample and projection against a different one; the MLP's verdict and the CNN's
+    ((MORE, MORE), HOLDS, FAILS),
+    ((MORE, LESS), IN_PART, IN_PART),
+    ((LESS, LESS), FAILS, HOLDS),
+    (((110, 120), (110, 120)), HOLDS, HOLDS),  # more, but similar
+    (((110, 140), MORE), HOLDS, UNDECIDED),  # 1.1 to 1.4 is on both sides of similar
+    ((BOTH, BOTH), UNDECIDED, UNDECIDED),
+]
+
+
+@pytest.mark.parametrize(("iterations", "mlp", "cnn"), DIFFERENT)
+def test_the_mlp_needs_different_samples_the_cnn_does_not(iterations, mlp, cnn):
+    runs = training(rad_diff=BASE, **dict(zip(("rad_same", "rad_proj"), iterations, strict=True)))
+    found = judged(training={"mnist_mlp": runs, "cifar_cnn": runs})
+    assert found["Fig. 5 (b), MLP"].verdict == mlp
+    assert found["Fig. 5 (b), CNN"].verdict == cnn
+    assert found["Fig. 5 (a), MLP"].verdict == UNKNOWN  # without a smaller batch
+
+
+FASTEST = [
+    ((MORE, MORE, MORE, MORE), HOLDS),
+    ((MORE, MORE, BOTH, MORE), IN_PART),
+    ((LESS, MORE, LESS, LESS), IN_PART),
+    ((LESS, BASE, LESS, LESS), FAILS),
+    (((100, 120), BASE, LESS, LESS), UNDECIDED),  # 1 to 1.2
+]
+
+
+@pytest.mark.parametrize(("iterations", "expected"), FASTEST)
+def test_exact_gradients_are_fastest(iterations, expected):
+    methods = dict(zip(("small_batch", *PAPER), iterations, strict=True))
+    runs = training(exact=BASE, **methods, rad_round=LESS)  # rounding is not the paper's
+    found = judged(training={"cifar_cnn": runs})
+    assert found["Fig. 5 (c), CNN"].verdict == expected
+    assert found["Fig. 5 (c), MLP"].verdict == UNKNOWN
+
+
+SIMILAR = [
+    ((BASE, SAME, (80, 90)), HOLDS),
+    ((BASE, MORE, LESS), IN_PART),
+    ((MORE, LESS, (None, None)), FAILS),
+    ((MORE, LESS, (70, 90)), UNDECIDED),
+    ((MORE, LESS, (120, 130)), UNDECIDED),
+    ((BASE, (120, 130), SAME), IN_PART),
+]
+
+
+@pytest.mark.parametrize(("iterations", "expected"), SIMILAR)
+def test_the_irnn_is_as_fast_as_with_a_smaller_batch(iterations, expected):
+    runs = training(small_batch=BASE, **dict(zip(PAPER, iterations, strict=True)))
+    found = judged(training={"smnist_irnn": runs})
+    assert found["Fig. 5 (d), IRNN"].verdict == expected
+    assert judged(training={"mnist_mlp": runs})["Fig. 5 (d), IRNN"].verdict == UNKNOWN
+
+
+def test_each_experiment_has_a_target_of_its_own():
+    half = training(small_batch=BASE, **dict.fromkeys(PAPER, LESS))
+    half.curves["train_loss"] /= 2
+    evidence = Evidence({"cifar_cnn": 0.5, "mnist_mlp": 1.0}, {"cifar_cnn": half, "mnist_mlp": half})
+    found = {finding.claim: finding for finding in findings(evidence)}
+    assert "iterations to 0.5 ÷ smaller batch: same sample 0.55" in found["Fig. 5 (a), CNN"].measured
+    assert "iterations to 1 ÷" in found["Fig. 5 (a), MLP"].measured
+
+
+def test_seeds_are_counted():
+    runs = training(small_batch=(100,) * 3, rad_same=(50,) * 3, rad_diff=(50,) * 2, rad_proj=(50,) * 3)
+    assert judged(training={"mnist_mlp": runs})["Fig. 5 (a), MLP"].n == "2 to 3"
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [([0.01, -0.03], HOLDS), ([0.01, -0.04], IN_PART), ([0.04, -0.04], FAILS), ([0.02, math.nan], HOLDS)],
+)
+def test_table_one(left, expected):
+    found = judged(table1=pd.DataFrame({"left": left}))["Table 1"]
+    assert found.verdict == expected
+    assert found.n == f"{np.isfinite(left).sum()} cells"
+    assert f"within {np.nanmax(np.abs(left)):.1%}" in found.measured
+
+
+def reactor(of_exact: float, half: float, share: float = 0.0094, method: str = "rad_same", **more) -> dict:
+    row = {"method": method, "of_exact": of_exact, "bytes_ratio": share, "final": 2.0, "n": 3, "finished": True}
+    return {**row, "final_half": half * 2.0 / of_exact, **more}
+
+
+@pytest.mark.parametrize(
+    ("of_exact", "half", "expected"),
+    [
+        (1.0, 0.02, HOLDS),
+        (1.2, 0.02, FAILS),
+        (1.06, 0.188, UNDECIDED),
+        (1.003, 0.241, UNDECIDED),
+        (1.0, math.nan, UNDECIDED),
+    ],
+)
+def test_reactor(of_exact, half, expected):
+    found = judged(reactor=pd.DataFrame([reactor(of_exact, half)]))
+    assert found["Fig. 6"].verdict == expected
+    assert found["Fig. 6, evenly spaced sample (ours)"].verdict == UNKNOWN
+    spread = "" if math.isnan(half) else f" ± {half:.3f}"
+    assert found["Fig. 6"].measured == f"final loss with 0.94% of the bytes ÷ exact: {of_exact:.3f}{spread}"
+
+
+def test_the_reactor_is_judged_at_one_percent_by_finished_runs():
+    rows = [
+        reactor(1.2, 0.01),
+        reactor(1.0, 0.01, share=0.002),  # fewer bytes than the claim allows
+        reactor(1.0, 0.01, share=0.1),  # more
+        reactor(1.0, 0.01, share=0.0108, finished=False),
+        reactor(1.0, 0.01, method="rad_even"),
+    ]
+    found = judged(reactor=pd.DataFrame(rows))
+    assert found["Fig. 6"].verdict == FAILS
+    assert found["Fig. 6, evenly spaced sample (ours)"].verdict == HOLDS
+    assert judged(reactor=pd.DataFrame(rows[3:4]))["Fig. 6"].verdict == UNKNOWN
+
+
+def graphs(grows: float, stays: float, error: float = 1e-4) -> pd.DataFrame:
+    """Variances that grow by ``exp(grows)`` and ``exp(stays)`` a layer where ``exp(1)`` and 1 are predicted."""
+    depth = np.array([1.0, 2, 3, 4])
+    parts = []
+    for family, rate, predicted in (("a", grows, np.expm1(depth)), ("b", stays, np.full(4, 1.9))):
+        second = np.exp(rate * depth) * (2.9 if family == "b" else 1)
+        parts.append(pd.DataFrame({"family": family, "depth": depth, "variance": second - 1, "predicted": predicted}))
+        parts[-1]["variance_error"] = error * second
+    return pd.concat(parts)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (graphs(1.05, 0.0), HOLDS),
+        (graphs(0.95, 0.01), HOLDS),
+        (graphs(1.2, 0.0), IN_PART),
+        (graphs(0.8, 0.0), IN_PART),
+        (graphs(1.0, 0.1), IN_PART),
+        (graphs(1.2, 0.1), FAILS),
+        (graphs(0.8, -0.1), FAILS),
+        (graphs(1.0, 0.0, error=0.3), UNDECIDED),
+    ],
+)
+def test_variance_against_depth(frame, expected):
+    found = judged(graphs=frame)["§3.3, Fig. 2"]
+    assert found.verdict == expected
+
+
+def noise(mlp: float, cnn: float, rounding: float = 0.01, error: float = 0.01) -> pd.DataFrame:
+    """Added variance of the paper's best relative to a smaller batch's on two nets, and rounding's relative to it."""
+    rows = []
+    for net, best, draws in (("mlp", mlp, 30), ("cnn", cnn, 8)):
+        added = {"small_batch": 1.0, "rad_same": 2 * best, "rad_diff": best, "rad_round": rounding * best}
+        rows += [
+            {
+                **{"net": net, "phase": "trained", "estimator": name, "budget": 0.1, "added": value},
+                **{"added_error": error * value, "saved_bytes": 104, "bytes_ratio": 0.104},
+                "draws": draws * (4 if name == "small_batch" else 1),
+            }
+            for name, value in added.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("frame", "batch", "rounding"),
+    [
+        (noise(0.5, 0.5), HOLDS, HOLDS),
+        (noise(2, 0.5), IN_PART, HOLDS),
+        (noise(2, 2), FAILS, HOLDS),
+        (noise(1.01, 1.01), UNDECIDED, HOLDS),
+        (noise(0.5, 0.5, rounding=0.1), HOLDS, FAILS),
+        (noise(0.5, 0.5, rounding=0.0202), HOLDS, UNDECIDED),
+    ],
+)
+def test_noise(frame, batch, rounding):
+    found = judged(noise=frame)
+    assert found["Appendix, gradient noise"].verdict == batch
+    assert found["§7, rounding (ours)"].verdict == rounding
+    assert found["§7, rounding (ours)"].n == "mlp 30, cnn 8; of smaller batches mlp 120, cnn 32"
+
+
+def test_noise_is_compared_at_the_same_bytes_with_its_interval():
+    frame = noise(0.5, 0.5)
+    larger = frame["estimator"] == "rad_round"
+    found = judged(noise=frame.assign(saved_bytes=frame["saved_bytes"].where(~larger, 120)))
+    assert found["§7, rounding (ours)"].verdict == FAILS  # 120 bytes are no longer equal to 104
+    said = judged(noise=frame)["Appendix, gradient noise"].measured
+    assert said.endswith("mlp trained 0.5 ± 0.01; cnn trained 0.5 ± 0.01")  # 1.96 √2 % of 0.5
+    assert "paper's best ÷ best: mlp trained 100 ± 3;" in judged(noise=frame)["§7, rounding (ours)"].measured
+
+
+def test_without_records_nothing_is_measured():
+    found = judged()
+    assert {finding.verdict for finding in found.values()} == {UNKNOWN}
+    assert len(found) == 13

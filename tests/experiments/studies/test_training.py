@@ -1,0 +1,200 @@
+"""Training against a plain loop; models that draw; one stream of random numbers for each purpose; bytes as measured."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from digits import GROUPS
+from outcomes import equal, outcome
+from torch import nn
+
+import experiments.models
+import experiments.studies.training
+import rad
+from experiments.models import MLP
+from experiments.runs.directory import RunDir
+from experiments.runs.study import build, generator, make
+
+METHODS = GROUPS["method"]
+SMALL = ["data=cifar10", "model.widths=[3072,12,10]"]
+
+
+def run(trainer):
+    """Runs to the end; returns records without times, and states."""
+    records, states = [], []
+    trainer.run(records.append, lambda state: states.append(copy.deepcopy(state)))
+    return [{k: v for k, v in r.items() if k != "train_seconds"} for r in records], states
+
+
+@pytest.mark.parametrize("clip", [None, 0.4])
+def test_training_is_that_of_a_plain_loop(config, clip):
+    rates = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0.05", "schedule.step_size=2"]
+    evaluations = ["evaluate.test_every=2", "evaluate.train_every=3", "evaluate.train_examples=7"]
+    options = ["iterations=7", f"clip_norm={clip or 'null'}", "data.crop=2", "data.flip=true", "seed=5"]
+    settings = config(*SMALL, "method=exact", *rates, "schedule.gamma=0.5", *evaluations, *options)
+    trainer, _ = build(settings)
+    records, _ = run(trainer)
+
+    data, (bootstrap, batches, changes) = make(settings.data), (streams(5, "bootstrap", "batches", "augmentation"))
+    chosen = torch.randint(300, (300,), generator=bootstrap)
+    images, labels = data.x_train[chosen], data.y_train[chosen]
+    torch.manual_seed(generator(5, "initial weights").initial_seed())
+    model = MLP([3072, 12, 10])
+    spread = torch.tensor([round(i * 299 / 6) for i in range(7)])
+
+    def scores(x, y):
+        with torch.no_grad():
+            logits = model(data.inputs(x))
+        return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
+
+    expected, losses, clipped = [], [], 0
+    for iteration in range(8):
+        entry = {"batch_loss": sum(losses) / len(losses) if losses else None}
+        entry["learning_rate"] = rate = 0.1 * 0.5 ** (iteration // 2)
+        if iteration in (0, 3, 6, 7):
+            entry["train_loss"], entry["train_accuracy"] = scores(images[spread], labels[spread])
+        if iteration in (0, 2, 4, 6, 7):
+            entry["test_loss"], entry["test_accuracy"] = scores(data.x_test, data.y_test)
+        if len(entry) > 2:
+            expected.append({"iteration": iteration, "data": data.name, **entry})
+            losses = []
+        if iteration == 7:
+            break
+        batch = torch.randint(300, (30,), generator=batches)
+        x = data.augmentation(images[batch], data.augmentation.draw(30, changes))
+        loss = F.cross_entropy(model(data.inputs(x)), labels[batch])
+        losses.append(loss.item())
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.cat([g.flatten() for g in gradient]).norm().item()
+        clipped += norm > 0.4
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradient, strict=True):
+                p -= rate * (g * min(1, (clip or norm) / norm) + 0.05 * p)
+
+    assert clipped > 3
+    for found, wanted in zip(records, expected, strict=True):
+        assert found.keys() == wanted.keys()
+        assert found == {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in wanted.items()}
+    for p, q in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+class Dropping(MLP):
+    """A model that draws in training, and says in which mode and with what gradients it was called."""
+
+    def __init__(self, widths):
+        super().__init__(widths)
+        self.insert(len(self) - 1, nn.Dropout(0.5))
+        self.calls = []
+        self.register_forward_pre_hook(lambda *_: self.calls.append((self.training, torch.is_grad_enabled())))
+
+
+@pytest.fixture
+def dropping(config, monkeypatch):
+    """Builds a trainer of a model with dropout."""
+    monkeypatch.setattr(experiments.models, "MLP", Dropping)
+    return lambda *overrides: build(config(*SMALL, *overrides, "iterations=6", "evaluate.test_every=2"))[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_draws_goes_on_bit_for_bit(dropping, method):
+    records, states = run(dropping(f"method={method}"))
+    middle, resumed = states[1], dropping(f"method={method}")
+    torch.manual_seed(99)  # another process has drawn other numbers
+    resumed.restore(copy.deepcopy(middle))
+    rest, later = run(resumed)
+    assert rest == [r for r in records if r["iteration"] > middle["iteration"] > 0]
+    assert equal(later, states[2:])
+
+
+@pytest.mark.parametrize("method", ["exact", "rad_diff"])
+def test_a_run_of_a_model_that_draws_goes_on_from_its_files(cli, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(experiments.models, "MLP", Dropping)
+    options = [f"method={method}", "model.widths=[784,12,10]", "iterations=8", "evaluate.test_every=2"]
+    cli(*options, f"run_dir={tmp_path / 'whole'}")
+    append, at = RunDir.append, iter(range(100))
+
+    def interrupted(self, record):
+        append(self, record)
+        if next(at) == 2:  # recorded, but not yet saved
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "append", interrupted)
+    with pytest.raises(SystemExit):
+        cli(*options, f"run_dir={tmp_path / 'parts'}")
+    torch.manual_seed(99)
+    cli(*options, f"run_dir={tmp_path / 'parts'}")
+    (state, records), (state_parts, records_parts) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert equal(state, state_parts)
+    assert records == records_parts
+    assert [r["iteration"] for r in records] == [0, 2, 4, 6, 8]
+
+
+def test_what_a_model_draws_depends_on_the_seed_alone(dropping):
+    rest = torch.get_rng_state()
+    for seed in (0, 1):
+        dropping(f"seed={seed}")
+        assert torch.equal(torch.get_rng_state(), generator(seed, "forward pass").get_state())
+    assert not torch.equal(torch.get_rng_state(), rest)
+
+
+def test_it_draws_in_training_and_never_in_evaluation(dropping):
+    trainer = dropping("method=exact", "evaluate.batch_size=50")
+    trainer.model.calls.clear()
+    x, y = trainer.data.x_test, trainer.data.y_test
+    assert trainer.evaluate(x, y) == trainer.evaluate(x, y)
+    assert set(trainer.model.calls) == {(False, False)}
+    trainer.model.calls.clear()
+    for _ in range(2):
+        trainer.step(*trainer.batch())
+    assert trainer.model.calls == [(True, True)] * 2
+
+
+def streams(seed, *purposes):
+    return [generator(seed, purpose) for purpose in purposes]
+
+
+def test_every_seed_and_purpose_has_a_stream_of_its_own():
+    purposes = ["batches", "sketches", "ab", "ba", "a", "initial weights 1", "initial weights 2", "", "é"]
+    seeds = [g.initial_seed() for seed in (0, 1, 2, 10**6) for g in streams(seed, *purposes)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[: len(purposes)] == [g.initial_seed() for g in streams(0, *purposes)]
+
+
+def test_no_two_purposes_of_a_run_share_a_stream(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments.studies.training, "generator", lambda *args: asked.append(args) or generator(*args))
+    trainer, _ = build(config(*SMALL, "data.crop=2", "seed=4"))
+    assert len(asked) == len(set(asked)) >= 6
+    assert {seed for seed, _ in asked} == {4}
+    states = [g.get_state() for g in trainer.generators.values()]
+    assert not any(torch.equal(a, b) for i, a in enumerate(states) for b in states[:i])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_augmentation_is_paired_and_leaves_the_batches_alone(config, method):
+    plain, changed = (
+        build(config(*SMALL, f"method={method}", *options))[0] for options in ([], ["data.crop=2", "data.flip=true"])
+    )
+    exact, _ = build(config(*SMALL, "method=exact", "data.crop=2", "data.flip=true"))
+    for _ in range(3):
+        (x, y), (x_plain, y_plain), (x_exact, _) = changed.batch(), plain.batch(), exact.batch()
+        assert torch.equal(y, y_plain)
+        assert not torch.equal(x, x_plain)
+        assert torch.equal(x, x_exact[: len(x)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bytes_are_those_of_a_step(config, method):
+    trainer, meta = build(config(f"method={method}"))
+    x, y = trainer.batch()
+    assert len(y) == meta["batch_size"] == (meta["batch_size"] if method == "small_batch" else 30)
+    held = rad.measure.saved_bytes(lambda: trainer.data.loss(trainer.model(x), y)).total
+    assert meta["saved_bytes"] == held
+    plain = MLP([784, 300, 300, 300, 10])
+    x, y = trainer.data.inputs(trainer.data.x_train[:30]), trainer.data.y_train[:30].clone()
+    assert meta["exact_saved_bytes"] == rad.measure.saved_bytes(lambda: F.cross_entropy(plain(x), y)).total
+    assert (method == "exact") == (held == meta["exact_saved_bytes"])
