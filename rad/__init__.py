@@ -2,6 +2,7 @@
 
 from rad import functional, graph, measure, nn, pde, sketch
 from rad.functional import operation, rule
+from rad.measure import MostlyExactWarning, explain
 from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
@@ -17,6 +18,7 @@ from rad.sketch import (
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
+    "MostlyExactWarning",
     "LowBitsWarning",
     "LowBitsWarning",
     "Project",
@@ -25,6 +27,7 @@ __all__ = [
     "Sample",
     "Sketch",
     "convert",
+    "explain",
     "functional",
     "graph",
     "measure",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, in_place, operation
+from rad.functional.operation import Call, Keep, Kept, graph_apart, in_place, operation
 from rad.functional.registry import named, rule
 from rad.sketch import tracing
 
@@ -57,7 +57,7 @@ def choose(
 
 @operation
 def _choose(keep: Keep, x: Tensor, function: Any, low: float, high: float, inplace: bool) -> Any:
-    with torch.enable_grad():
+    with graph_apart():
         at = x.detach().requires_grad_()
         out = function(at)
     (derivative,) = torch.autograd.grad(out, at, torch.ones_like(out))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Handle, Keep, Kept, in_place, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, graph_apart, in_place, operation
 from rad.functional.registry import named, rule
 
 __all__ = ["divide", "elementwise", "gated", "multiply"]
@@ -43,7 +43,7 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
     shape = torch.broadcast_shapes(*(t.shape for t in operands if isinstance(t, Tensor)))
     wanted = [isinstance(t, Tensor) and keep.wants(t) for t in operands]
     shapes = [t.shape if isinstance(t, Tensor) else None for t in operands]
-    with torch.enable_grad():
+    with graph_apart():
         at = [
             t.detach().expand(shape).requires_grad_() if want else t for t, want in zip(operands, wanted, strict=True)
         ]
@@ -145,7 +145,7 @@ def gated(call: Call, input: Tensor, dim: int = -1) -> Tensor:
 
 @operation
 def _gated(keep: Keep, x: Tensor, dim: int) -> Any:
-    with torch.enable_grad():
+    with graph_apart():
         at = x.detach().requires_grad_()
         out = F.glu(at, dim)
     # Each element of the output depends on one of either half, so that one gradient holds both derivatives.

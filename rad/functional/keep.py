@@ -17,6 +17,10 @@ __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 _SMALL = 256
 
 
+# Called with how something is kept, "exact", "1 bit" or a sketch, and with the tensors; see ``rad.measure``.
+listeners: list[Callable[[str, list[Tensor]], None]] = []
+
+
 class Call:
     """One call of a torch function inside a converted module.
 
@@ -24,10 +28,17 @@ class Call:
         sketch: The summary to keep.
         seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
+        held: Ids of tensors that are held whatever is kept, besides those that are leaves.
     """
 
-    def __init__(self, sketch: Sketch, seed: Callable[[], Tensor], sharing: Sharing | None = None) -> None:
-        self.sketch, self.seed, self.sharing = sketch, seed, sharing
+    def __init__(
+        self,
+        sketch: Sketch,
+        seed: Callable[[], Tensor],
+        sharing: Sharing | None = None,
+        held: frozenset[int] = frozenset(),
+    ) -> None:
+        self.sketch, self.seed, self.sharing, self.held = sketch, seed, sharing, held
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
 
 
@@ -155,6 +166,8 @@ class Keep:
         return self._add((self.sketch, layout, tensor.shape), list(tensors))
 
     def _add(self, how: Any, tensors: list[Tensor]) -> Handle:
+        for listener in listeners:
+            listener(_described(how), tensors)
         places = []
         for tensor in tensors:
             place = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
@@ -164,6 +177,12 @@ class Keep:
             places.append(place)
         self.items.append((how, places))
         return Handle(len(self.items) - 1)
+
+
+def _described(how: Any) -> str:
+    if how is None or (len(how) == 3 and how[0].exact):
+        return "exact"
+    return str(how[0]) if len(how) == 3 else f"{how[0]} bit{'s' if how[0] > 1 else ''}"
 
 
 class Kept:
@@ -201,11 +220,7 @@ class Kept:
         if isinstance(item, Tensor):
             return grad * item
         estimate = item.dense()
-        if item.compressed.exact or estimate.dtype != grad.dtype or estimate.shape != grad.shape or _transformed():
+        alike = estimate.dtype == grad.dtype and estimate.shape == grad.shape
+        if item.compressed.exact or not alike or tracing.transformed():
             return grad * estimate
         return estimate.mul_(grad)
-
-
-def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work, for which nothing may be overwritten."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.operation import Call, Keep, Kept, graph_apart, operation
 from rad.functional.registry import rule
 
 __all__ = ["elementwise_loss"]
@@ -48,7 +48,7 @@ def _loss(keep: Keep, x: Tensor, y: Tensor, function: Any, reduction: str, optio
     shape, sizes = torch.broadcast_shapes(x.shape, y.shape), (x.shape, y.shape)
     wanted = [keep.wants(t) for t in (x, y)]
     at = [t.detach().expand(shape).requires_grad_(want) for t, want in zip((x, y), wanted, strict=True)]
-    with torch.enable_grad():
+    with graph_apart():
         terms = function(*at, reduction="none", **options)
     leaves = [t for t, want in zip(at, wanted, strict=True) if want]
     derivatives = iter(torch.autograd.grad(terms, leaves, torch.ones_like(terms)))

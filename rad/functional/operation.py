@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from rad.functional.keep import Call, Handle, Keep, Kept, Summary
 
-__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "in_place", "operation"]
+__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "graph_apart", "in_place", "operation"]
 
 
 def differentiable(*args: Any) -> bool:
@@ -87,7 +88,9 @@ class _Job:
         self.function, self.call, self.options, self.places = function, call, options, places
         self.args = [None if isinstance(arg, Tensor) else arg for arg in args]
         self.wanted = [t.requires_grad for t in tensors]
-        self.leaves = [t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter)) for t in tensors]
+        self.leaves = [
+            id(t) in call.held or (t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter))) for t in tensors
+        ]
         self.outputs = 0
         self.backward: Any = None
         self.items: Any = None
@@ -123,6 +126,13 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(*(tensors[i] if i >= 0 else fresh[-1 - i] for i in job.saved))
 
     @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise NotImplementedError(
+            "a converted module cannot run under torch.func.vmap, whose examples would share their draws; "
+            "give it the batch itself, or rad.revert(model) first"
+        )
+
+    @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
@@ -139,6 +149,15 @@ class _Apply(torch.autograd.Function):
 @contextmanager
 def _autocast_off(kind: str) -> Iterator[None]:
     with torch.autocast(kind, enabled=False):
+        yield
+
+
+@contextmanager
+def graph_apart() -> Iterator[None]:
+    """A graph made and used up at once, which hooks that follow what is saved for backward passes need not know of."""
+    # Inside torch.func there are no such hooks.
+    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext():
         yield
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch._dynamo.eval_frame import skip_code
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rad.functional import RULES, Call, Sharing
@@ -38,17 +40,19 @@ class Recipe:
         sketch: The summary that is kept; ``None`` where everything is left to PyTorch.
         seeds: Of the summaries, shared by all modules of one conversion.
         sharing: Of summaries within one forward pass, likewise.
+        held: Ids of tensors that are parameters, where a graph in the making does not show that.
     """
 
     name: str
     sketch: Sketch | None
     seeds: Seeds | Split
     sharing: Sharing
+    held: frozenset[int] = frozenset()
 
     def call(self) -> Call:
         """A new call."""
         assert self.sketch is not None
-        return Call(self.sketch, self.seeds.next, self.sharing)
+        return Call(self.sketch, self.seeds.next, self.sharing, self.held)
 
 
 class Rules(TorchFunctionMode):
@@ -70,12 +74,18 @@ class Rules(TorchFunctionMode):
                 token = None if recipe.sketch is None else _token(func)
                 if token is None:
                     return func(*args, **kwargs)
-                return traced(token, recipe.name, repr(recipe.sketch), recipe.seeds.next(), *args, **kwargs)
+                # In the graph a parameter is a tensor like others; that it is held anyway has to be said.
+                held = [isinstance(t, nn.Parameter) for t in (*args, *kwargs.values())]
+                return traced(token, recipe.name, repr(recipe.sketch), held, recipe.seeds.next(), *args, **kwargs)
         if _passing.by:
             return func(*args, **kwargs)
         if recipe.sketch is None:
             return _unanswered(func, types, args, kwargs)
-        return self.answer(func, args, kwargs, types)
+        # Where the graph breaks the call runs as without compilation, which nothing inside shall be traced for.
+        answer = self.answer if get_eval_frame_callback() is None else torch._dynamo.disable(self.answer)
+        return answer(func, args, kwargs, types)
+
+    skip_code(__torch_function__.__code__)  # as the outermost frame; it is traced inside others
 
     def answer(self, func: Any, args: Any, kwargs: Any, types: Any = ()) -> Any:
         """Answers a call by a rule, by those of the functions that it calls, or by itself."""
@@ -158,7 +168,8 @@ def _token(func: Any) -> str | None:
 
 
 @torch._dynamo.allow_in_graph
-def traced(function: str, module: str, sketch: str, seed: Tensor, *args: Any, **kwargs: Any) -> Any:
+def traced(function: str, module: str, sketch: str, held: list[bool], seed: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A call as one node of a traced graph, whose arguments can be written down; no frame inside is traced."""
-    recipe = Recipe(module, _SKETCHES[sketch], Split(seed), _SHARING)
+    parameters = frozenset(id(t) for t, yes in zip((*args, *kwargs.values()), held, strict=True) if yes)
+    recipe = Recipe(module, _SKETCHES[sketch], Split(seed), _SHARING, parameters)
     return Rules(recipe).answer(_FUNCTIONS[function], args, kwargs)

@@ -1,4 +1,4 @@
-"""Sketches and packed bits as operations of their own while ``torch.compile`` traces, and as plain calls otherwise.
+"""Sketches and packed bits as operations of their own under ``torch.compile`` and ``torch.func``, else as plain calls.
 
 A compiled graph then holds one node for each summary, whose seed and packed bits it cannot help but keep; what runs in
 it is the same code as without compilation.
@@ -19,14 +19,30 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rad.sketch import bits
 from rad.sketch.base import Compressed, Layout, Sketch
 
-__all__ = ["columns", "compress", "expand", "grad_weight", "masked", "noise", "pack", "pack_positive", "unpack"]
+__all__ = [
+    "columns",
+    "compress",
+    "expand",
+    "grad_weight",
+    "masked",
+    "noise",
+    "pack",
+    "pack_positive",
+    "transformed",
+    "unpack",
+]
 
 _SKETCHES: dict[str, Sketch] = {}
 
 
 def traced(x: Tensor) -> bool:
-    """Whether a tensor stands for one of a graph in the making."""
-    return isinstance(x, (FakeTensor, FunctionalTensor)) or get_proxy_mode() is not None
+    """Whether a tensor stands for another, in a graph in the making or inside a transform of ``torch.func``."""
+    return isinstance(x, (FakeTensor, FunctionalTensor)) or get_proxy_mode() is not None or transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, for which nothing may be overwritten."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def compress(sketch: Sketch, x: Tensor, seed: Callable[[], Tensor]) -> Compressed:

@@ -54,7 +54,9 @@ WRITTEN = {
     "local response": lambda x, w: F.local_response_norm(x, 3),
     "attention by hand": lambda x, w: (x @ x.mT / 4).masked_fill(_causal(x), -torch.inf).softmax(-1) @ (x * w),
     "smallest of": lambda x, w: F.softmin(x * w, dim=-1),
-    "losses": lambda x, w: F.gaussian_nll_loss(x, x * w, F.softplus(x)) + F.mse_loss(x, x * w) + F.smooth_l1_loss(x, w * x),
+    "losses": lambda x, w: (
+        F.gaussian_nll_loss(x, x * w, F.softplus(x)) + F.mse_loss(x, x * w) + F.smooth_l1_loss(x, w * x)
+    ),
     "log of softmax": lambda x, w: F.nll_loss(F.log_softmax(x * w, -1).view(-1, 16), torch.arange(30) % 16),
     "multi-margin": lambda x, w: F.multi_margin_loss((x * w).view(-1, 16), torch.arange(30) % 16),
     "gumbel": lambda x, w: F.gumbel_softmax(x * w, tau=2.0, dim=-1),
@@ -155,7 +157,9 @@ def test_multi_head_attention(options, call):
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_a_block_of_a_transformer(training, norm_first):
     torch.manual_seed(1)
-    model = nn.TransformerEncoderLayer(16, 2, 32, 0.2, F.gelu, batch_first=True, norm_first=norm_first, dtype=torch.float64)
+    model = nn.TransformerEncoderLayer(
+        16, 2, 32, 0.2, F.gelu, batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
     model.train(training)
     x = normal(3, 6, 16, dtype=torch.float64).requires_grad_()
     out, exact = outcome(model, x)
