@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import rad
 from experiments.errors import UserError
+from experiments.schema import Count
 from rad.nn import Seeds
 
 __all__ = ["Batch", "Checkpoint", "Exact", "Method", "Rad", "SmallBatch", "measured"]
@@ -88,12 +89,12 @@ class SmallBatch(Method):
 class Checkpoint(Method):
     """``torch.utils.checkpoint`` over segments of a sequential model, in place of keeping their inner values."""
 
-    segments: int
+    segments: Count
 
     def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
         if not isinstance(model, nn.Sequential):
             raise UserError(f"method=checkpoint needs an nn.Sequential model, got {type(model).__name__}")
-        if not isinstance(self.segments, int) or not 1 <= self.segments <= len(model):
+        if not 1 <= self.segments <= len(model):
             raise UserError(f"method.segments must lie in [1, {len(model)}], the model's layers, got {self.segments}")
         layers = nn.Sequential(*model)
         model.forward = partial(checkpoint_sequential, layers, self.segments, use_reentrant=False)

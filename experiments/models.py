@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
+from experiments.schema import Count
 from rad.nn import FinalState
 
 __all__ = ["CNN", "IRNN", "MLP"]
@@ -18,7 +20,7 @@ class MLP(nn.Sequential):
         widths: Sizes of all layers, inputs first.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Annotated[list[Count], Field(min_length=2)]) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
@@ -40,7 +42,7 @@ class CNN(nn.Sequential):
     """
 
     def __init__(
-        self, channels: int, blocks: Sequence[Sequence[int]], kernel_size: int, size: int, outputs: int
+        self, channels: Count, blocks: list[list[Count]], kernel_size: Count, size: Count, outputs: Count
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
@@ -69,7 +71,7 @@ class IRNN(nn.Sequential):
         arXiv:1504.00941.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: Count, hidden: Count, outputs: Count) -> None:
         recurrent, readout = (
             FinalState(inputs, hidden, nonlinearity="relu", batch_first=True),
             nn.Linear(hidden, outputs),

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from experiments.runs import provenance
-from experiments.runs.study import build, make, undisturbed, validate
+from experiments.runs.parts import make
+from experiments.runs.study import build, undisturbed, validate
 from experiments.show.tables import prepare, publish
 from experiments.studies.training import Training
 

@@ -18,8 +18,8 @@ import torch
 
 from experiments.errors import UserError
 from experiments.runs.configs import composed
+from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
-from experiments.runs.study import make
 from experiments.show.tables import markdown
 from experiments.studies.reactor.figures import animate
 from experiments.studies.reactor.results import cost_table, here, publish_reactor, shown_control

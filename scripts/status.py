@@ -68,12 +68,15 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true", help="renew the table until Ctrl-C, what is running on top")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between renewals (default %(default)s)")
     args = parser.parse_args()
-    if not args.every > 0:
-        parser.error(f"--every must be a positive number of seconds, got {args.every}")
+    if not 0 < args.every <= 86400:
+        parser.error(f"--every must be a number of seconds up to a day, got {args.every}")
     console = Console()
     try:
         if not args.watch:
-            console.print(table(find(args.runs, datetime.now(UTC))))
+            runs = find(args.runs, datetime.now(UTC))
+            console.print(table(runs))
+            for problem in filter(None, (run.problem for run in runs)):
+                console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
             return
         with Live(console=console, auto_refresh=False) as live:
             while True:

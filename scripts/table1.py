@@ -29,7 +29,7 @@ from experiments.errors import UserError
 from experiments.methods import Method
 from experiments.runs import provenance
 from experiments.runs.configs import CONFIGS, composed
-from experiments.runs.study import make
+from experiments.runs.parts import make
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
 from rad.nn import Seeds

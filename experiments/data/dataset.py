@@ -65,10 +65,10 @@ class Dataset:
             count: 0 leaves everything as it is.
 
         Raises:
-            UserError: If it is no whole number, or leaves nothing to train on.
+            UserError: If it leaves nothing to train on.
         """
         size = len(self.x_train)
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < size:
+        if not 0 <= count < size:
             raise UserError(
                 f"held_out must be a whole number below the {size:,} training examples of {self.name}, 0 "
                 f"for none, got {count!r}"
@@ -117,19 +117,10 @@ class Augmentation:
     Attributes:
         crop: Pixels; 0 moves none.
         flip: Whether images are mirrored at all.
-
-    Raises:
-        UserError: If ``crop`` is not a whole number of at least 0.
     """
 
     crop: int
     flip: bool
-
-    def __post_init__(self) -> None:
-        if isinstance(self.crop, bool) or not isinstance(self.crop, int) or self.crop < 0:
-            raise UserError(f"data.crop must be a whole number of pixels, 0 for none, got {self.crop!r}")
-        if not isinstance(self.flip, bool):
-            raise UserError(f"data.flip must be true or false, got {self.flip!r}")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Row, column and mirroring for each of ``count`` images, ``[count, 3]``."""

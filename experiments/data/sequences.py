@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from experiments.data.dataset import Dataset
 from experiments.errors import UserError
+from experiments.schema import Count, Natural
 
 __all__ = ["adding", "pixel_by_pixel"]
 
@@ -29,7 +32,7 @@ class _Pixels(nn.Module):
         return pixels.view(len(images), self.length, -1).mean(2, keepdim=True)
 
 
-def pixel_by_pixel(images: Dataset, length: int, permuted: bool) -> Dataset:
+def pixel_by_pixel(images: Dataset, length: Count, permuted: bool) -> Dataset:
     """A set of images of one channel, read pixel by pixel, row by row.
 
     Args:
@@ -44,19 +47,17 @@ def pixel_by_pixel(images: Dataset, length: int, permuted: bool) -> Dataset:
     pixels = height * width
     if channels != 1:
         raise UserError(f"{images.name} has {channels} channels; only images of one channel are read pixel by pixel")
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1 or pixels % length:
+    if pixels % length:
         divisors = ", ".join(str(n) for n in range(1, pixels + 1) if pixels % n == 0)
         raise UserError(
             f"data.length must divide the {pixels} pixels of {images.name}, got {length!r}; choose one of {divisors}"
         )
-    if not isinstance(permuted, bool):
-        raise UserError(f"data.permuted must be true or false, got {permuted!r}")
     order = torch.randperm(pixels, generator=torch.Generator().manual_seed(0)) if permuted else torch.arange(pixels)
     name = f"s{images.name}" + f"-{length}" * (length != pixels) + "-permuted" * permuted
     return replace(images, name=name, inputs=nn.Sequential(images.inputs, _Pixels(length, order)))
 
 
-def adding(length: int, train: int, test: int, seed: int) -> Dataset:
+def adding(length: Annotated[int, Field(ge=2)], train: Count, test: Count, seed: Natural) -> Dataset:
     """The adding problem: of a sequence of random numbers, two are marked, and their sum is to be found.
 
     Inputs are ``[N, length, 2]``: numbers uniform in [0, 1), and marks, one in each half. An output counts as right
@@ -68,17 +69,11 @@ def adding(length: int, train: int, test: int, seed: int) -> Dataset:
         test: Test examples.
         seed: Of the examples; the same for all methods and runs that are to be compared.
 
-    Raises:
-        UserError: If a number is out of range.
-
     References:
         Hochreiter, Schmidhuber. Long short-term memory. Neural Computation 9(8), 1997. doi:10.1162/neco.1997.9.8.1735.
         Le, Jaitly, Hinton. A simple way to initialize recurrent networks of rectified linear units. 2015.
         arXiv:1504.00941.
     """
-    for name, value, least in (("length", length, 2), ("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"data.{name} must be a whole number of at least {least}, got {value!r}")
     generator, count, half = torch.Generator().manual_seed(seed), train + test, length // 2
     numbers, marks = torch.rand(count, length, generator=generator), torch.zeros(count, length)
     first = torch.randint(half, (count, 1), generator=generator)

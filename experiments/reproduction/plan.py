@@ -18,7 +18,8 @@ from experiments.errors import UserError
 from experiments.runs.configs import composed
 from experiments.runs.directory import RunDir
 from experiments.runs.naming import label, run_directory
-from experiments.runs.study import build, make
+from experiments.runs.parts import make
+from experiments.runs.study import build
 
 __all__ = ["ROOT", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from experiments.errors import UserError
+from experiments.errors import StoppedError, UserError, reading, writing
 from experiments.runs.naming import passes
 
 __all__ = ["RunDir", "digest", "find_runs"]
@@ -33,6 +32,7 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: tuple[int, int] | None = None  # the file that was locked, by device and inode
 
     @contextmanager
     def claimed(self, config: dict[str, Any]) -> Iterator[None]:
@@ -44,7 +44,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=1)  # whoever asks `busy` holds it for a moment
-            lock.acquire()
+            held = lock.acquire()
         except Timeout as error:
             raise UserError(f"another process works in {self.path}; wait for it, or set another run_dir") from error
         except OSError as error:
@@ -52,10 +52,14 @@ class RunDir:
             raise UserError(
                 f"{self.path} cannot be written ({reason}); set runs or run_dir to another place"
             ) from error
-        with lock:
+        with held:
             self.refuse_foreign(config)
-            _replace(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
-            yield
+            self._lock = _identity(self.path / ".lock")
+            try:
+                self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+                yield
+            finally:
+                self._lock = None
 
     def refuse_foreign(self, config: dict[str, Any]) -> None:
         """Refuses a directory that holds something else than a run of this config.
@@ -71,11 +75,8 @@ class RunDir:
                 f"{self.path} cannot be read ({error.strerror}); set runs or run_dir to another place"
             ) from error
         if begun:
-            try:
-                found = yaml.safe_load(file.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError):
-                found = None
-            changed = sorted(_differences(_lasting(found), _lasting(config)))
+            with reading(file, f"delete {self.path} to begin this run anew"):
+                changed = sorted(_differences(_lasting(self.config()), _lasting(config)))
             if changed:
                 raise UserError(
                     f"{self.path} belongs to a run with another config (it differs in {', '.join(changed)}); "
@@ -85,20 +86,46 @@ class RunDir:
             raise UserError(f"{self.path} holds files but no config.yaml, so is no run directory; set another run_dir")
 
     def meta(self) -> dict[str, Any]:
-        """The meta data written so far."""
+        """The meta data written so far.
+
+        Raises:
+            UserError: If it is damaged.
+        """
         file = self.path / "meta.json"
-        try:
-            return json.loads(file.read_text()) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}); delete it and run the same command again") from error
+        with reading(file, f"delete {self.path} to begin this run anew"):
+            if not file.exists():
+                return {}
+            found = _mapping(json.loads(file.read_text(encoding="utf-8")))
+            if found.get("status") not in ("running", "failed", "finished"):
+                raise ValueError(f"its status is {found.get('status')!r:.40}")
+            return found
 
     def config(self) -> dict[str, Any]:
-        """The resolved config."""
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        """The resolved config.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        file = self.path / "config.yaml"
+        with reading(file, f"delete {self.path} to begin this run anew"):
+            return _mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     def finished(self) -> bool:
-        """Whether nothing of the run is missing."""
-        return self.meta().get("status") == "finished"
+        """Whether nothing of the run is missing.
+
+        Raises:
+            UserError: If it had finished, but has lost records since.
+        """
+        meta = self.meta()
+        if meta.get("status") != "finished":
+            return False
+        found = len(self.records())
+        if meta.get("records", found) != found:
+            raise UserError(
+                f"{self.path}/metrics.jsonl is damaged ({found} of {meta['records']} records are left); delete "
+                f"{self.path} to run it again"
+            )
+        return True
 
     def busy(self) -> bool:
         """Whether a process works in it now; where that cannot be asked, whether one began to."""
@@ -114,32 +141,39 @@ class RunDir:
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replaces the meta data."""
-        _replace(self.path / "meta.json", json.dumps(meta, indent=2).encode())
+        self._replace("meta.json", json.dumps(meta, indent=2).encode())
 
     def summary(self) -> str | None:
         """What was said of the run when it had finished; ``None`` if that has not been written."""
         file = self.path / "summary.txt"
-        return file.read_text(encoding="utf-8") if file.exists() else None
+        with reading(file, "delete it"):
+            return file.read_text(encoding="utf-8") if file.exists() else None
 
     def write_summary(self, text: str) -> None:
         """Keeps what is said of the finished run, so that nothing need be loaded or drawn to say it again."""
-        _replace(self.path / "summary.txt", text.encode())
+        self._replace("summary.txt", text.encode())
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line to the records."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with self._writing(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())  # never behind the checkpoint that follows
 
     def records(self) -> list[dict[str, Any]]:
-        """All records; a last line that was cut off does not count."""
+        """All records; a last line that was cut off does not count.
+
+        Raises:
+            UserError: If they are damaged.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}); delete {self.path} to begin this run anew") from error
+        with reading(file, f"delete {self.path} to begin this run anew"):
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+            records = [_mapping(json.loads(line)) for line in lines]
+            for number, record in enumerate(records, start=1):
+                if not isinstance(record.get("iteration"), int):
+                    raise ValueError(f"line {number} names no iteration")
+            return records
 
     def rewind(self, iteration: int) -> None:
         """Drops the records after an iteration: those that a killed run wrote after its last checkpoint."""
@@ -150,45 +184,56 @@ class RunDir:
                 "begin this run anew"
             )
         lines = "".join(json.dumps(record) + "\n" for record in kept)
-        _replace(self.path / "metrics.jsonl", lines.encode())
+        self._replace("metrics.jsonl", lines.encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""
         import torch  # here, for what is finished is looked at without
 
         partial = self.path / "checkpoint.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / "checkpoint.pt")
+        with self._writing():
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / "checkpoint.pt")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, on the CPU, or ``None`` if there is none yet.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If it is damaged.
         """
         import torch
 
         file = self.path / "checkpoint.pt"
-        if not file.exists():
-            return None
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-            ValueError,
-            KeyError,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{file} is damaged ({reason}); delete it to begin this run anew, its records included"
-            ) from error
+        with reading(file, "delete it to begin this run anew, its records included"):
+            if not file.exists():
+                return None
+            with zipfile.ZipFile(file) as members:
+                changed = members.testzip()  # torch.load compares no checksums
+            if changed is not None:
+                raise ValueError(f"{changed} is not what was saved")
+            return _mapping(torch.load(file, map_location="cpu", weights_only=True))
+
+    def _replace(self, name: str, content: bytes) -> None:
+        with self._writing():
+            partial = self.path / f"{name}.partial"
+            with partial.open("wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            partial.replace(self.path / name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Writes to this run alone: a directory deleted meanwhile may have been made again by another process."""
+        if self._lock is not None and _identity(self.path / ".lock") != self._lock:
+            raise StoppedError(
+                f"{self.path} was deleted while this process worked in it; nothing more is written, start it again"
+            )
+        with writing(self.path):
+            yield
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -214,13 +259,18 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _replace(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(file)
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {value!r:.40}, no names and values")
+    return value
 
 
 def _lasting(config: Any) -> dict[str, Any]:

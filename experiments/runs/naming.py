@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.errors import UserError
 from experiments.labels import BUDGET_FREE
 from experiments.runs.configs import parsed, usual
 
@@ -49,8 +50,14 @@ def experiment_name() -> str:
 def run_directory(config: DictConfig) -> Path:
     """``run_dir``, or ``<runs>/<experiment, or model-data>/<what differs>``: the same settings find the same run."""
     if config.run_dir is not None:
-        return Path(config.run_dir)
-    return Path(config.runs) / experiment_name() / _differences(config)
+        return _folder("run_dir", config.run_dir)
+    return _folder("runs", config.runs) / experiment_name() / _differences(config)
+
+
+def _folder(setting: str, value: Any) -> Path:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
+        raise UserError(f"{setting} must name a folder, got {value!r}")
+    return Path(str(value))  # 3 is a name, too
 
 
 def _differences(config: DictConfig) -> str:

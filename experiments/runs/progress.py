@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.errors import UserError, reading
 from experiments.labels import BUDGET_FREE
 from experiments.runs.directory import RunDir, find_runs
 
@@ -32,6 +32,7 @@ class Progress:
         iterations: Where it ends.
         train_loss: The last one.
         test_loss: The last one.
+        problem: What is damaged, in a sentence.
         seconds_left: At the pace of this session, of a run that is running and has recorded something since it began.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     iterations: int = 0
     train_loss: float | None = None
     test_loss: float | None = None
+    problem: str = ""
     seconds_left: float | None = None
 
 
@@ -63,16 +65,23 @@ def find(root: Path, now: datetime) -> list[Progress]:
 
 
 def progress(path: Path, now: datetime) -> Progress:
-    """How far the run in a directory is."""
+    """How far the run in a directory is; whatever is wrong with it, others are not to be hidden by that."""
+    try:
+        with reading(path, "delete it to begin this run anew"):
+            return _progress(path, now)
+    except UserError as error:
+        name = f"{path.parent.name}/{path.name}"
+        return Progress(name, "damaged", path.parent.name, also=frozenset([path.name]), problem=str(error))
+
+
+def _progress(path: Path, now: datetime) -> Progress:
     run, name = RunDir(path), f"{path.parent.name}/{path.name}"
     also = frozenset(part for part in path.name.split(",") if not part.startswith(_SHOWN) and part != "default")
-    try:
-        meta, records = run.meta(), run.records()
-        state = meta["status"] if meta["status"] != "running" else "running" if run.busy() else "stopped"
-        iterations, session = meta["iterations"], meta["sessions"][-1]
-        experiment, method, budget, seed = (meta[key] for key in ("experiment", "method", "budget", "seed"))
-    except (UserError, KeyError, IndexError, OSError):
-        return Progress(name, "damaged", path.parent.name, also=frozenset([path.name]))
+    meta, records = run.meta(), run.records()
+    run.finished()  # or says what it has lost
+    state = meta["status"] if meta["status"] != "running" else "running" if run.busy() else "stopped"
+    iterations, session = meta["iterations"], meta["sessions"][-1]
+    experiment, method, seed = (meta[key] for key in ("experiment", "method", "seed"))
     iteration = records[-1]["iteration"] if records else 0
     left = None
     done = iteration - session.get("iteration", 0)
@@ -81,9 +90,9 @@ def progress(path: Path, now: datetime) -> Progress:
         pace = (recorded - datetime.fromisoformat(session["started"]).timestamp()) / done
         left = max(0.0, pace * (iterations - iteration) - (now.timestamp() - recorded))
     losses = {
-        key: next((record[key] for record in reversed(records) if key in record), None)
+        key: next((float(record[key]) for record in reversed(records) if record.get(key) is not None), None)
         for key in ("train_loss", "test_loss")
     }
-    budget = None if method in (*BUDGET_FREE, "all") else budget
-    which = (experiment, method, budget, seed, also)
-    return Progress(name, state, *which, iteration, iterations, seconds_left=left, **losses)
+    budget = None if method in (*BUDGET_FREE, "all") else float(meta["budget"])
+    which = (str(experiment), str(method), budget, int(seed), also)
+    return Progress(name, state, *which, iteration, int(iterations), seconds_left=left, **losses)

@@ -61,7 +61,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         try:
             row = _read_meta(path / "meta.json")
             records = _read_records(path / "metrics.jsonl", row)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else error
             warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
             continue

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import gc
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-import rad
-from experiments.errors import UserError
+from experiments.errors import StoppedError, UserError, first_line
 from experiments.runs import distributed, provenance
+from experiments.runs.configs import resolved
 from experiments.runs.directory import RunDir, digest
 from experiments.runs.naming import experiment_name
+from experiments.runs.parts import make
+from experiments.runs.settings import Settings, check_settings
 from experiments.runs.tracking import Tracker
 
 __all__ = [
@@ -34,7 +37,6 @@ __all__ = [
     "study",
     "undisturbed",
     "validate",
-    "whole",
 ]
 
 Record = dict[str, Any]
@@ -78,14 +80,15 @@ class Study(ABC):
     """A kind of study: one yaml in ``configs/study`` with its settings and defaults.
 
     Attributes:
+        settings: What its configs may hold.
         distributed: Whether several processes can share one run; its task then calls what is collective.
     """
 
+    settings: type[Settings] = Settings
     distributed = False
 
-    @abstractmethod
-    def validate(self, config: DictConfig) -> None:
-        """Refuses settings of this kind of study that are out of range, before any work starts.
+    def validate(self, config: DictConfig) -> None:  # noqa: B027
+        """Refuses what no schema can tell, before any work starts.
 
         Raises:
             UserError: Names the setting, its value and what is allowed.
@@ -104,8 +107,8 @@ class Study(ABC):
         """What is run, in a line for the terminal."""
 
     @abstractmethod
-    def summarize(self, run: RunDir) -> str:
-        """Draws the figure of a finished run into its directory; returns what to print."""
+    def summarize(self, run: RunDir, into: Path) -> str:
+        """Draws the figure of a finished run into a folder; returns what to print."""
 
 
 def study(config: DictConfig, settings: Record, run: RunDir) -> None:
@@ -119,7 +122,7 @@ def study(config: DictConfig, settings: Record, run: RunDir) -> None:
     Raises:
         UserError: For anything the user can mend.
     """
-    kind = validate(config)
+    kind = validate(config, settings)
     with distributed.group():
         if distributed.leads():
             _lead(run, kind, config, settings)
@@ -142,26 +145,32 @@ def _lead(run: RunDir, kind: Study, config: DictConfig, settings: Record) -> Non
             if distributed.agree(not run.finished()):  # by another process, meanwhile
                 print(kind.headline(meta))
                 _carry_out(run, task, meta, tracker, settings)
-    said = kind.summarize(run)
-    run.write_summary(said)
+    try:
+        said = kind.summarize(run, run.path)
+        run.write_summary(said)
+    except (OSError, StoppedError):  # of a disk that is full or read-only the run can still be looked at
+        said = kind.summarize(run, Path(mkdtemp(prefix="rad-")))
     print(said)
 
 
-def validate(config: DictConfig) -> Study:
+def validate(config: DictConfig, settings: Record | None = None) -> Study:
     """Refuses settings out of range, before any work starts; returns the kind of study.
+
+    Args:
+        config: As composed by Hydra.
+        settings: The same, resolved.
 
     Raises:
         UserError: Names the setting, its value and what is allowed.
     """
-    try:
-        rad.sketch.check_budget(config.budget)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    whole("iterations", config.iterations)
-    if config.threads is not None:
-        whole("threads", config.threads)
-    whole("seed", config.seed, least=0)
-    kind: Study = make(config.study)
+    settings = settings or resolved(config)
+    if "study" not in settings:
+        raise UserError("study is missing; choose one of configs/study, for example study=training")
+    kind = make(config.study)
+    if not isinstance(kind, Study):
+        raise UserError(f"study must make a study, got {settings['study']}; choose one of configs/study")
+    check_settings(kind.settings, settings)
+    make(config.method)  # ranges that only the library knows
     kind.validate(config)
     if distributed.processes() > 1:
         if not kind.distributed:
@@ -172,16 +181,6 @@ def validate(config: DictConfig) -> Study:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise UserError("torchrun takes a single run, not a sweep (-m); give a launcher one process for each run")
     return kind
-
-
-def whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuses a setting that is not a whole number of at least ``least``.
-
-    Raises:
-        UserError: Names the setting, its value and what is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
@@ -199,7 +198,8 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    task, meta = make(config.study).build(config, **parts)
+    with _memory():
+        task, meta = make(config.study).build(config, **parts)
     return task, {
         "experiment": experiment_name(),
         "method": config.method.name,
@@ -218,26 +218,6 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 
 
-def make(config: DictConfig, *args: Any) -> Any:
-    """The object that a config node names; of a partial one, with the arguments that are still missing.
-
-    Raises:
-        UserError: If it refuses its arguments.
-    """
-    try:
-        made = instantiate(config)
-        return made(*args) if args else made
-    except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{config._target_} cannot be made as configured: {cause}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{config._target_} cannot be made as configured: {error}") from error
-
-
 def device(name: str) -> torch.device:
     """The device of a name; ``auto`` is CUDA where there is one.
 
@@ -248,10 +228,9 @@ def device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
-        torch.empty(0, device=found)
+        torch.zeros((), device=found).item()  # "meta" holds no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device must be one that is there, or auto, got {name!r} ({reason})") from error
+        raise UserError(f"device must be one that is there, or auto, got {name!r} ({first_line(error)})") from error
     return found
 
 
@@ -280,20 +259,35 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
         tracker.log(entry)
 
     try:
-        with undisturbed():
+        with undisturbed(), _memory():
             task.run(record, run.save_checkpoint)
     except BaseException as error:
         tracker.finish(failed=True)
-        if isinstance(error, UserError):  # anything else may be mended by going on from the last checkpoint
+        # Anything else may be mended by going on from the last checkpoint.
+        if isinstance(error, UserError) and not isinstance(error, StoppedError):
             run.write_meta({**meta, "status": "failed"})
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{run.path} cannot be written any more ({error}); the same command goes on later"
-            ) from error
         raise
-    step_ms = 1000 * task.seconds / task.iterations
-    run.write_meta({**meta, "status": "finished", "step_ms": round(step_ms, 4), "finished": provenance.now()})
+    run.write_meta(
+        {
+            **meta,
+            "status": "finished",
+            "step_ms": round(1000 * task.seconds / task.iterations, 4),
+            "finished": provenance.now(),
+            "records": len(run.records()),
+        }
+    )
     tracker.finish()
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Makes one sentence of a lack of memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        raise StoppedError(f"there is not enough memory ({first_line(error)}); choose smaller sizes") from error
 
 
 def _restore(run: RunDir, task: Task) -> bool:
@@ -303,10 +297,11 @@ def _restore(run: RunDir, task: Task) -> bool:
         return False
     try:
         task.restore(checkpoint)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        if not (isinstance(task.iteration, int) and 0 <= task.iteration <= task.iterations):
+            raise ValueError(f"it is of iteration {task.iteration} of {task.iterations}")
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{run.path}/checkpoint.pt does not fit this run ({reason}); delete it to begin anew"
+            f"{run.path}/checkpoint.pt does not fit this run ({first_line(error)}); delete it to begin anew"
         ) from error
     return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from experiments.errors import UserError
 from experiments.runs.naming import label
@@ -43,9 +43,7 @@ class Wandb:
         mode: ``online``, ``offline`` or ``disabled``.
     """
 
-    def __init__(self, project: str, mode: str = "offline") -> None:
-        if mode not in ("online", "offline", "disabled"):
-            raise UserError(f"tracker.mode must be online, offline or disabled, got {mode!r}")
+    def __init__(self, project: str, mode: Literal["online", "offline", "disabled"] = "offline") -> None:
         try:
             import wandb
         except ImportError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from experiments.errors import UserError
 from experiments.runs.provenance import commit_name
 
 __all__ = ["command", "markdown", "prepare", "provenance_lines", "publish"]
@@ -35,10 +36,17 @@ def prepare(path: Path | None) -> None:
 
     Raises:
         OSError: If it cannot.
+        UserError: If it is a folder.
     """
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--out must name a file, but {path} is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    path.open("ab").close()
+    if new:
+        path.unlink()  # nothing is found yet
 
 
 def publish(text: str, path: Path | None) -> None:

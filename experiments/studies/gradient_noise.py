@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,24 +16,23 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.data import Dataset
-from experiments.errors import UserError
 from experiments.labels import look
 from experiments.methods import Batch, Exact, Method, SmallBatch, measured
 from experiments.runs.directory import RunDir
-from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.runs.parts import make
+from experiments.runs.study import Record, Study, device, generator
 from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
 from experiments.studies.noise_figure import noise_figure
+from experiments.studies.settings import COMPARED, NoiseSettings
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
-from rad.sketch import check_budget
 
 __all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "draw_counts", "ratio"]
 
 PHASES = ("initial", "trained")
 PAPER = ("rad_same", "rad_diff", "rad_proj")
-BUDGET = 0.1  # at which the table compares
 TOLERANCE = 1.1  # between bytes that count as equal
 _BATCH_DRAWS = 4  # times as many of batches: their noise is that of fewer numbers, so its size is less certain
 
@@ -51,19 +51,7 @@ class _Setting:
 class GradientNoiseStudy(Study):
     """Added variance of each estimator over budgets, for several nets, at initialization and after some training."""
 
-    def validate(self, config: DictConfig) -> None:
-        for net, settings in config.nets.items():
-            for name in ("batch_size", "draws"):
-                whole(f"nets.{net}.{name}", settings[name])
-            if settings.draws < 3:
-                raise UserError(f"nets.{net}.draws must be at least 3 for a standard error, got {settings.draws}")
-        for budget in config.budgets:
-            try:
-                check_budget(budget)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"budgets: {error}") from error
-        if not {BUDGET, 1} <= set(config.budgets):
-            raise UserError(f"budgets must hold {BUDGET}, at which the table compares, and 1, got {config.budgets}")
+    settings = NoiseSettings
 
     def build(self, config: DictConfig) -> tuple[Cases, Record]:
         where = device(config.device)
@@ -90,12 +78,12 @@ class GradientNoiseStudy(Study):
     def headline(self, meta: Record) -> str:
         return f"gradient noise of {meta['model']} on {meta['data']}: {meta['iterations']} cases"
 
-    def summarize(self, run: RunDir) -> str:
+    def summarize(self, run: RunDir, into: Path) -> str:
         frame, meta = _added(pd.DataFrame(run.records())), run.meta()
-        figure = save(noise_figure(frame), run.path / "noise")[1]
+        figure = save(noise_figure(frame), into / "noise")[1]
         text = _report(frame, meta)
-        (run.path / "table.md").write_text(text, encoding="utf-8")
-        frame.to_csv(run.path / "noise.csv", index=False)
+        (into / "table.md").write_text(text, encoding="utf-8")
+        frame.to_csv(into / "noise.csv", index=False)
         return f"{text}\nfigure: {figure}"
 
 
@@ -204,7 +192,7 @@ def at_equal_bytes(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, p
         frame: Records with their added variance, as the study writes them to ``noise.csv``.
     """
     for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
-        paper = part[(part["budget"] == BUDGET) & part["estimator"].isin(PAPER)]
+        paper = part[(part["budget"] == COMPARED) & part["estimator"].isin(PAPER)]
         best = _best(paper, paper["saved_bytes"].max())
         yield str(net), str(phase), best, _best(part, TOLERANCE * best["saved_bytes"])
 
@@ -226,7 +214,7 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
     equal, small, everything = [], [], []
     for net, phase, best, winner in at_equal_bytes(frame):
         part = frame[(frame["net"] == net) & (frame["phase"] == phase)]
-        at = part[part["budget"] == BUDGET].set_index("estimator", drop=False)
+        at = part[part["budget"] == COMPARED].set_index("estimator", drop=False)
         first = {"net": net, "weights": phase}
         equal.append(
             {
@@ -259,11 +247,11 @@ def _report(frame: pd.DataFrame, meta: Record) -> str:
         "Added variance: of the whole gradient, on top of that of the full batch, in units of that of the full batch.",
         "± is a 95 % interval from standard errors over draws. Bytes are measured, with everything autograd holds.",
         "",
-        f"## At equal bytes: {TOLERANCE:g} times those of the paper's best at budget {BUDGET:g}, at most",
+        f"## At equal bytes: {TOLERANCE:g} times those of the paper's best at budget {COMPARED:g}, at most",
         "",
         markdown(equal),
         "",
-        f"## Against a smaller batch that holds the same bytes, budget {BUDGET:g}",
+        f"## Against a smaller batch that holds the same bytes, budget {COMPARED:g}",
         "",
         markdown(small),
         "",

@@ -6,24 +6,26 @@ import math
 import statistics
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import rad
 from experiments.data import Dataset
-from experiments.errors import UserError
 from experiments.runs.directory import RunDir
-from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.runs.parts import make
+from experiments.runs.study import Record, Study, device, generator
 from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
 from experiments.studies.depth_figures import GRAPHS, NETS, depth_figure, example_figure
 from experiments.studies.families import independent, interleaved
+from experiments.studies.settings import DepthSettings
 from rad.graph import chain, inject, injected_product, sample_paths
 from rad.measure import gradient_noise, gradients
 
@@ -33,19 +35,7 @@ __all__ = ["GraphDepth", "exponents"]
 class GraphDepth(Study):
     """Relative variance against depth: path and vertex sampling on graphs, two ways to randomize a deep net."""
 
-    def validate(self, config: DictConfig) -> None:
-        for name in ("width", "edges", "draws", "net.width", "net.draws", "net.batch_size"):
-            whole(name, OmegaConf.select(config, name))
-        if config.edges >= config.width:
-            raise UserError(
-                f"edges must be less than width, {config.width}, got {config.edges}; else nothing is random"
-            )
-        for name in ("depths", "net.depths"):
-            depths = list(OmegaConf.select(config, name))
-            if len(depths) < 2:
-                raise UserError(f"{name} must list at least two depths to fit a growth, got {depths}")
-            for depth in depths:
-                whole(name, depth)
+    settings = DepthSettings
 
     def build(self, config: DictConfig) -> tuple[Cases, Record]:
         where = device(config.device)
@@ -59,15 +49,15 @@ class GraphDepth(Study):
     def headline(self, meta: Record) -> str:
         return f"variance against depth: {meta['iterations']} cases on {meta['model']}, {meta['data']}"
 
-    def summarize(self, run: RunDir) -> str:
+    def summarize(self, run: RunDir, into: Path) -> str:
         records, meta = pd.DataFrame(run.records()), run.meta()
         cost = records[records["seconds"].notna()].iloc[0]
         graphs, nets = records[records["family"].notna()], records[records["how"].notna()]
-        figure = save(depth_figure(graphs, nets, meta["data"], meta["steps"]), run.path / "depth")[1]
-        save(example_figure(), run.path / "fig1")
+        figure = save(depth_figure(graphs, nets, meta["data"], meta["steps"]), into / "depth")[1]
+        save(example_figure(), into / "fig1")
         price = f"One draw of paths on a graph of {cost['edges']:,.0f} edges takes {cost['seconds']:.3f} s of CPU time."
         text = f"{_table(graphs, nets, meta)}\n{price}\n"
-        (run.path / "table.md").write_text(text, encoding="utf-8")
+        (into / "table.md").write_text(text, encoding="utf-8")
         return f"{text}\nfigure: {figure}"
 
 

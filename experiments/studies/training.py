@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -11,9 +13,11 @@ from experiments.errors import UserError
 from experiments.methods import Batch, Exact, Method, measured
 from experiments.runs import distributed
 from experiments.runs.directory import RunDir
+from experiments.runs.parts import make
 from experiments.runs.records import load_runs
-from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.runs.study import Record, Study, device, generator
 from experiments.show.figures import convergence_figure, save
+from experiments.studies.settings import TrainingSettings
 from experiments.studies.trainer import Evaluation, Trainer
 from rad.nn import Seeds
 
@@ -23,20 +27,8 @@ __all__ = ["Training"]
 class Training(Study):
     """Trains one model by one method."""
 
+    settings = TrainingSettings
     distributed = True
-
-    def validate(self, config: DictConfig) -> None:
-        whole("batch_size", config.batch_size)
-        for name, value in config.evaluate.items():
-            if name != "train_examples" or value is not None:
-                whole(f"evaluate.{name}", value)
-        if "step_size" in config.schedule:
-            whole("schedule.step_size", config.schedule.step_size)
-        if not isinstance(config.bootstrap, bool):
-            raise UserError(f"bootstrap must be true or false, got {config.bootstrap!r}")
-        clip = config.clip_norm
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
-            raise UserError(f"clip_norm must be a positive number, or null for no clipping, got {clip!r}")
 
     def build(self, config: DictConfig, data: Dataset | None = None) -> tuple[Trainer, Record]:
         """The trainer and its meta data; ``data`` where it has been loaded already."""
@@ -61,6 +53,7 @@ class Training(Study):
         batch = _head(data, config.batch_size)
         try:
             exact_saved_bytes = measured(Exact("exact"), model, batch, data.loss)
+            data.loss(model(data.inputs(data.x_train[:1])), data.y_train.max()[None])  # the first batch may lack it
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             shape = list(batch[0].shape[1:])
@@ -108,8 +101,8 @@ class Training(Study):
     def headline(self, meta: Record) -> str:
         return f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}, {_bytes(meta)}"
 
-    def summarize(self, run: RunDir) -> str:
-        figure = save(convergence_figure(load_runs([run.path]).curves), run.path / "convergence", ("png",))[0]
+    def summarize(self, run: RunDir, into: Path) -> str:
+        figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
         return (
             f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"

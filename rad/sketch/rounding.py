@@ -173,7 +173,7 @@ def check_group(group: int) -> None:
     """Refuses a number of elements that cannot share a range.
 
     Raises:
-        ValueError: If it is not a whole number of at least 1.
+        ValueError: If it is not a whole number from 1 to 2²⁰; a range shared by so many is no better than one for all.
     """
-    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
-        raise ValueError(f"group must be a positive whole number of elements, got {group!r}")
+    if isinstance(group, bool) or not isinstance(group, int) or not 1 <= group <= 2**20:
+        raise ValueError(f"group must be a positive whole number of elements, at most {2**20:,}, got {group!r}")

@@ -7,7 +7,8 @@ import torch
 from digits import CONFIGS, GROUPS, write_digits
 
 from experiments.runs.configs import composed
-from experiments.runs.study import build, make
+from experiments.runs.parts import make
+from experiments.runs.study import build
 
 # Experiments of other kinds have tests of their own.
 TRAINING = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.runs.configs import composed
-from experiments.runs.study import make
+from experiments.runs.parts import make
 from scripts.table1 import FRACTIONS, NETS, cells, left, measure
 
 

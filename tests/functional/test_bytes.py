@@ -51,7 +51,10 @@ KEPT: dict[str, tuple[Callable[[], Tensor], int]] = {
     "linear": (lambda: F.linear(x(64, 64), W, V), rounded(COUNT) + W.nbytes),
     "linear, frozen": (lambda: F.linear(x(64, 64), nn.Parameter(W.detach(), False)), W.nbytes),
     "linear of data": (lambda: F.linear(normal(64, 64), W), rounded(COUNT)),
-    "conv2d": (lambda: F.conv2d(x(4, 16, 8, 8), W.view(64, 16, 2, 2).detach().requires_grad_()), rounded(COUNT) + W.nbytes),
+    "conv2d": (
+        lambda: F.conv2d(x(4, 16, 8, 8), W.view(64, 16, 2, 2).detach().requires_grad_()),
+        rounded(COUNT) + W.nbytes,
+    ),
     "product": (lambda: x(64, 64) * x(64, 64).exp().detach(), rounded(COUNT)),
     "product of two": (lambda: torch.mul(x(64, 64), x(64, 64)), rounded(COUNT, 2)),
     "scale": (lambda: x(64, 64) * V, rounded(COUNT) + V.nbytes),

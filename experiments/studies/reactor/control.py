@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -15,10 +16,12 @@ import rad
 from experiments.errors import UserError
 from experiments.methods import Checkpoint, Exact, Method, Rad
 from experiments.runs.directory import RunDir
+from experiments.runs.parts import make
 from experiments.runs.records import load_runs
-from experiments.runs.study import Record, Study, device, generator, make, whole
+from experiments.runs.study import Record, Study, device, generator
 from experiments.show.figures import save
 from experiments.studies.reactor.figures import run_figure
+from experiments.studies.settings import ReactorSettings
 from rad.pde import Problem, simulate, simulate_checkpointed
 
 __all__ = ["Control", "Reactor", "Simulation", "found", "simulation"]
@@ -29,8 +32,9 @@ Simulation = Callable[[Tensor], Tensor]
 class Reactor(Study):
     """Looks for a control by one method."""
 
+    settings = ReactorSettings
+
     def validate(self, config: DictConfig) -> None:
-        whole("snapshots", config.snapshots)
         simulation(make(config.method), make(config.problem), config.snapshots)
 
     def build(self, config: DictConfig) -> tuple[Control, Record]:
@@ -60,10 +64,10 @@ class Reactor(Study):
     def headline(self, meta: Record) -> str:
         return f"{meta['method']} on {meta['data']}: {_bytes(meta)}"
 
-    def summarize(self, run: RunDir) -> str:
+    def summarize(self, run: RunDir, into: Path) -> str:
         meta, last = run.meta(), run.records()[-1]
         theta, problem = found(run)
-        figure = save(run_figure(load_runs([run.path]).curves, theta, problem), run.path / "reactor", ("png",))[0]
+        figure = save(run_figure(load_runs([run.path]).curves, theta, problem), into / "reactor", ("png",))[0]
         return (
             f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"
             f"  loss {last['train_loss']:.6f} with theta {', '.join(f'{value:.4f}' for value in theta.tolist())}\n"

@@ -19,8 +19,9 @@ from experiments.labels import look
 from experiments.methods import Method
 from experiments.runs import provenance
 from experiments.runs.directory import RunDir
+from experiments.runs.parts import make
 from experiments.runs.records import GROUP, Runs, mean_interval, union
-from experiments.runs.study import Record, make
+from experiments.runs.study import Record
 from experiments.show.figures import save
 from experiments.show.tables import markdown
 from experiments.show.verdicts import Interval, verdict

@@ -11,8 +11,16 @@ from digits import write_digits
 
 from experiments.data import Augmentation, adding, mnist5k, pixel_by_pixel, stored
 from experiments.errors import UserError
+from experiments.runs.parts import make
 
 ONE = {"mean": [0.5], "std": [0.25]}
+
+
+def labels(wrong: int, dtype: type = np.uint8, size: int = 300) -> np.ndarray:
+    """Labels of a set, the last one of them wrong."""
+    made = np.zeros(size, dtype)
+    made[-1] = wrong
+    return made
 
 
 def test_arrays_come_back_as_they_were_stored(tmp_path):
@@ -77,7 +85,16 @@ def test_a_minibatch_has_its_own_targets_and_comes_from_its_generator(tmp_path):
         ({"y_train": np.zeros(299, np.uint8)}, r"y_train uint8 \[299\]"),
         ({"y_train": np.zeros(300)}, "y_train float64"),
         ({"x_test": np.zeros((0, 28, 28), np.uint8), "y_test": np.zeros(0, np.uint8)}, r"\[0, 28, 28\]"),
-        ({"x_train": np.array([object()] * 300)}, "cannot be read"),
+        ({"x_train": np.array([object()] * 300)}, "is damaged .*allow_pickle=False"),
+        ({"x_test": np.zeros((60, 14, 14), np.uint8)}, r"training images \[28, 28\] and test images \[14, 14\]"),
+        ({"y_train": labels(-100, np.int64)}, "1 labels in y_train outside 0 to 9, such as -100"),
+        ({"y_train": labels(10)}, "y_train outside 0 to 9, such as 10"),
+        ({"y_train": labels(256, np.uint16)}, "such as 256"),
+        ({"y_train": labels(2**63, np.uint64)}, "such as 9223372036854775808"),
+        ({"y_test": labels(10, size=60)}, "y_test outside 0 to 9"),
+        ({"y_test": np.zeros((60, 10), np.uint8)}, r"y_test uint8 \[60, 10\]"),
+        ({"y_test": np.zeros(60, bool)}, "y_test bool"),
+        ({"x_train": np.zeros((300, 0, 28), np.uint8)}, r"\[300, 0, 28\]"),
     ],
 )
 def test_arrays_of_another_kind_are_refused(tmp_path, changed, said):
@@ -90,7 +107,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path, changed, said):
 def test_a_truncated_file_is_named(tmp_path, keep):
     path = write_digits(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"mnist\.npz cannot be read.*delete it.*data=mnist5k"):
+    with pytest.raises(UserError, match=r"mnist\.npz (is damaged|cannot be read).*delete it.*data=mnist5k"):
         stored("mnist", str(tmp_path), **ONE)
 
 
@@ -124,15 +141,16 @@ def test_a_download_is_written_once_as_npz(tmp_path, monkeypatch):
 def test_held_out_examples_leave_training_and_take_the_place_of_the_test_set(tmp_path):
     # Labels that number the images: every one is found again.
     x = np.arange(300, dtype=np.uint16).astype(">u2").view(np.uint8).reshape(300, 1, 2)
-    write_digits(tmp_path, x_train=x, y_train=np.arange(300, dtype=np.uint16))
-    whole, data = (stored("mnist", str(tmp_path), **ONE).hold_out(n) for n in (0, 120))
+    write_digits(tmp_path, x_train=x, x_test=x[:60], y_train=np.arange(300, dtype=np.uint16))
+    stored_with = {**ONE, "classes": 300}
+    whole, data = (stored("mnist", str(tmp_path), **stored_with).hold_out(n) for n in (0, 120))
     assert (whole.name, data.name) == ("mnist", "mnist (120 held out)")
     assert len(whole.y_test) == 60
     assert (len(data.y_train), len(data.y_test)) == (180, 120)
     assert sorted([*data.y_train.tolist(), *data.y_test.tolist()]) == [*range(300)]
     for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         assert torch.equal(images, whole.x_train[labels])
-    again = stored("mnist", str(tmp_path), **ONE).hold_out(120)
+    again = stored("mnist", str(tmp_path), **stored_with).hold_out(120)
     assert torch.equal(again.y_test, data.y_test)
 
 
@@ -150,7 +168,7 @@ def test_sequences_and_copies_say_that_examples_are_held_out(tmp_path):
     assert stored("cifar10", str(tmp_path), **three).hold_out(7).name == "cifar10 (unknown copy) (7 held out)"
 
 
-@pytest.mark.parametrize("held_out", [-1, 300, 5000, 2.0, True, None, "many"])
+@pytest.mark.parametrize("held_out", [-1, 300, 5000])
 def test_holding_out_a_number_that_makes_no_sense_is_refused(tmp_path, held_out):
     write_digits(tmp_path)
     with pytest.raises(UserError, match=f"held_out must be .* below the 300 training .* of mnist.*got {held_out!r}"):
@@ -179,12 +197,19 @@ def test_augmented_images_are_moved_and_mirrored_as_drawn(crop, flip):
     assert torch.equal(change(x[:7], draws[:7]), out[:7])
 
 
-@pytest.mark.parametrize(
-    ("crop", "flip", "said"), [(-1, False, "data.crop.*-1"), (1.5, False, "1.5"), (1, 1, "flip.*1")]
-)
-def test_an_augmentation_that_makes_no_sense_is_refused(crop, flip, said):
-    with pytest.raises(UserError, match=said):
-        Augmentation(crop, flip)
+WRONG = {
+    "crop": [("crop", -1), ("crop", 1.5), ("crop", True), ("flip", 1), ("flip", "maybe")],
+    "normalization": [("mean", [float("nan")]), ("std", [-1]), ("std", [0.0]), ("std", 1), ("std", None)],
+    "classes": [("classes", 0), ("classes", "ten")],
+    "unknown": [("held_out", 3), ("_args_", [1])],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), sum(WRONG.values(), []))
+def test_an_argument_that_makes_no_sense_is_refused_before_a_file_is_read(name, value):
+    given = {"name": "mnist", "root": "/nowhere", **ONE, name: value}
+    with pytest.raises(UserError, match=rf"^\.?{name}(\[0\])? (must|is no setting)"):
+        make({"_target_": "experiments.data.stored", **given})
 
 
 def test_only_the_copy_that_was_named_gets_its_name(tmp_path):
@@ -226,7 +251,7 @@ def test_permuted_pixels_are_the_same_in_an_order_that_never_changes(tmp_path):
 
 @pytest.mark.parametrize(
     ("length", "said"),
-    [(100, r"divide the 784 pixels of mnist, got 100; choose one of 1, 2, 4"), (0, "got 0"), (True, "got True")],
+    [(100, r"divide the 784 pixels of mnist, got 100; choose one of 1, 2, 4"), (785, "got 785")],
 )
 def test_a_length_that_does_not_divide_is_refused(tmp_path, length, said):
     write_digits(tmp_path)
@@ -266,5 +291,5 @@ def test_an_answer_counts_as_right_near_the_sum():
 @pytest.mark.parametrize("wrong", [{"length": 1}, {"train": 0}, {"test": 2.5}, {"seed": -1}])
 def test_an_adding_problem_out_of_range_is_refused(wrong):
     (name, value) = next(iter(wrong.items()))
-    with pytest.raises(UserError, match=f"data.{name} must be a whole number of at least .*{value}"):
-        adding(**({"length": 10, "train": 5, "test": 5, "seed": 0} | wrong))
+    with pytest.raises(UserError, match=f"{name} must be (a whole number|at least .), got {value}"):
+        make({"_target_": "experiments.data.adding", "length": 10, "train": 5, "test": 5, "seed": 0, **wrong})

@@ -11,7 +11,8 @@ from digits import GROUPS
 
 import rad
 from experiments.runs.configs import composed
-from experiments.runs.study import build, generator, make
+from experiments.runs.parts import make
+from experiments.runs.study import build, generator
 from rad.pde import simulate
 
 SMALL = ["experiment=reactor", "scale=smoke"]
@@ -69,7 +70,7 @@ MISTAKES = {
     "unstable": (["problem.dt=0.01"], "0.01"),
     "grid": (["problem.nx=2"], "nx"),
     "budget": (["budget=0"], "budget"),
-    "snapshots": (["method=checkpoint", "snapshots=0"], "snapshots must be a whole number of at least 1, got 0"),
+    "snapshots": (["method=checkpoint", "snapshots=0"], "snapshots must be at least 1, got 0"),
     "diverging": (["method=exact", "steady=1e30"], "at the start, steady=1e+30: the field diverges"),
 }
 

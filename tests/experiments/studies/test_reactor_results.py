@@ -13,8 +13,8 @@ import torch
 import rad
 from experiments.runs.configs import composed
 from experiments.runs.launch import launch
+from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
-from experiments.runs.study import make
 from experiments.studies.reactor.figures import control_figure, curves_figure
 from experiments.studies.reactor.results import (
     THETA,
