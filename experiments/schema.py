@@ -75,7 +75,7 @@ def sentence(error: ValidationError, known: Sequence[str] = ()) -> str:
         case "missing":
             return f"{name} is missing"
         case "extra_forbidden":
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            near = difflib.get_close_matches(name, known, n=1) if "." not in name else []
             return f"{name} is no setting here" + (f"; did you mean {near[0]}?" if near else "; --cfg job lists them")
         case "value_error":  # of our own: it follows the name
             text = str(first["ctx"]["error"])

@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.errors import UserError, reading
 from experiments.reproduction.plan import Plan, make_plan, measured_step
 from experiments.reproduction.report import write_report
 from experiments.reproduction.runner import Clock, duration, run_all
@@ -41,7 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     command = shlex.join(["python", "scripts/reproduce.py", *arguments])
     out = args.out or (Path("results") if args.scale == "laptop" else Path("results") / args.scale)
     try:
-        plan = make_plan(args.plan, args.scale, args.runs.absolute())
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out must name a folder, but {out} is none")
+        with reading(args.plan, "name another --plan"):
+            plan = make_plan(args.plan, args.scale, args.runs.absolute())
         missing = [job for job in plan.jobs() if not job.finished()]
         print(_announce(plan, len(missing)))
         pace = 1.0

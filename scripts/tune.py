@@ -119,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(
             f"--trials, --jobs and --held-out must be at least 1, got {args.trials}, {args.jobs}, {args.held_out}"
         )
+    if args.draw < 0:
+        parser.error(f"--draw must be at least 0, got {args.draw}")
     for name, (low, high) in (("--lr", args.lr), ("--weight-decay", args.weight_decay)):
         if not 0 < low <= high < np.inf:
             parser.error(f"{name} must be two positive numbers, the lower one first, got {low:g} {high:g}")

@@ -63,7 +63,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: If one of them has none.
     """
-    if config.scale is not None and "scales" not in config:
+    if config.scale is not None and not OmegaConf.is_dict(config.get("scales")):
         raise UserError(
             f"scale={config.scale} needs an experiment that says what it means; set experiment, or no scale"
         )

@@ -120,7 +120,7 @@ def _made(node: Any, args: tuple[Any, ...] = ()) -> Any:
     arguments = {key: _made(value) if _is_node(value) else value for key, value in arguments.items()}
     try:
         return target(*args, **arguments)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise UserError(f"{node[_TARGET]} cannot be made as configured: {first_line(error)}") from error
 
 

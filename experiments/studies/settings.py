@@ -24,7 +24,7 @@ _Method, _Model, _Data = part(Method), part(nn.Module), part(Dataset)
 _Optimizer = part(Optimizer, lr=Positive, weight_decay=Annotated[float, Field(ge=0)])
 _Schedule = part(LRScheduler, step_size=Count, gamma=Positive)
 _Points = Annotated[int, Field(ge=3, le=10_000)]
-_Problem = part(Problem, nx=_Points, ny=_Points, steps=Annotated[int, Field(ge=1, le=10**8)])
+_Problem = part(Problem, nx=_Points, ny=_Points, steps=Annotated[int, Field(ge=1, le=10**7)])
 _Draws = Annotated[int, Field(ge=3, lt=2**31)]  # for a standard error
 _Depths = Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=2)]  # to fit a growth
 
