@@ -484,7 +484,6 @@ CASES = [
     *_lines(F.l1_loss, ("", [path(8, 16), constant(8, 16)])),
     *_lines(F.smooth_l1_loss, ("beta", [path(8, 16), constant(8, 16)], {"beta": 0.5})),
     *_lines(F.huber_loss, ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7})),
-    *_lines(F.binary_cross_entropy, ("", [within(0.1, 0.9, 8, 16), within(0, 1, 8, 16, role="constant")])),
     *_lines(
         F.binary_cross_entropy_with_logits,
         ("", [path(8, 16), within(0, 1, 8, 16, role="constant")]),

@@ -96,7 +96,7 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
         for i, (shape, scale) in enumerate(zip(shapes, (beta, alpha, alpha), strict=True)):
             g = grads[i]
             if g is not None:
-                grads[i] = (g if scale == 1 else g * scale).sum_to_size(shape)
+                grads[i] = (g if scale == 1 else g * scale).sum_to_size(shape)  # pyright: ignore
         return tuple(grads)
 
     return function(a, b) if bias is None else function(bias, a, b, **scales), backward

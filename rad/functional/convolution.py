@@ -112,10 +112,10 @@ def _convolution(
         else:
             if x_ is not None:
                 operands = kept.dense(x_).to(grad.dtype), stand_in(sizes, grad)
-                grad_weight = _stock_backward(grad, *operands, moves, [False, True, False])[1]
+                grad_weight = _stock_backward(grad, *operands, moves, [False, True, False])[1]  # pyright: ignore
             if weight_ is not None:
                 operands = stand_in(shape, grad), kept.dense(weight_).to(grad.dtype)
-                grad_x = _stock_backward(grad, *operands, moves, [True, False, False])[0]
+                grad_x = _stock_backward(grad, *operands, moves, [True, False, False])[0]  # pyright: ignore
         return grad_x, grad_weight, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
 
     return out, backward

@@ -59,7 +59,7 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * 3  # of the function and its options
         for size, handle in zip(shapes, handles, strict=True):
-            grads.append(None if handle is None else kept.times(handle, grad).sum_to_size(size))
+            grads.append(None if handle is None else kept.times(handle, grad).sum_to_size(size))  # pyright: ignore
         return tuple(grads)
 
     return out, backward
@@ -130,9 +130,9 @@ def _divide(keep: Keep, a: Any, b: Tensor) -> Any:
     out_ = keep.factor(out, wants_b)
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = kept.times(reciprocal_, grad)
+        grad = kept.times(reciprocal_, grad)  # pyright: ignore
         grad_b = kept.times(out_, grad).neg_().sum_to_size(shapes[1]) if out_ is not None else None
-        return grad.sum_to_size(shapes[0]) if wants_a else None, grad_b
+        return grad.sum_to_size(shapes[0]) if wants_a else None, grad_b  # pyright: ignore
 
     return out, backward
 
@@ -152,7 +152,7 @@ def _gated(keep: Keep, x: Tensor, dim: int) -> Any:
     derivative_ = keep.factor(torch.autograd.grad(out, at, torch.ones_like(out))[0])
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        return kept.times(derivative_, torch.cat([grad, grad], dim))
+        return kept.times(derivative_, torch.cat([grad, grad], dim))  # pyright: ignore
 
     return out.detach(), backward
 
@@ -175,7 +175,7 @@ _BINARY = "atan2 hypot logaddexp logaddexp2 pow xlogy float_power"
 
 _register(named((torch, Tensor, torch.special), *_UNARY.split(), *_BINARY.split()))
 _register(named((F,), *_ACTIVATIONS.split()))
-_register([torch._C._nn.log_sigmoid, torch.special.expit, Tensor.__pow__])
+_register([torch._C._nn.log_sigmoid, torch.special.expit, Tensor.__pow__])  # pyright: ignore
 
 
 @rule(Tensor.__rpow__)

@@ -110,7 +110,7 @@ class _Apply(torch.autograd.Function):
         job.outputs, job.items = len(outs), keep.items
         job.saved = sorted({place for _, places in keep.items for place in places})
         job.dirty = [next(i for i, t in enumerate(tensors) if t is d) for d in keep.dirty]
-        job.call, job.args, job.options = None, [], {}  # nothing that holds on to anything
+        job.call, job.args, job.options = None, [], {}  # nothing that holds on to anything  # pyright: ignore
         # An output that is kept comes back a second time by an alias, for what is kept is not differentiable.
         return (*outs, *(t.detach() if any(t is o for o in outs) else t for t in keep.fresh))
 
@@ -156,7 +156,7 @@ def _autocast_off(kind: str) -> Iterator[None]:
 def graph_apart() -> Iterator[None]:
     """A graph made and used up at once, which hooks that follow what is saved for backward passes need not know of."""
     # Inside torch.func there are no such hooks.
-    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()  # pyright: ignore
     with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext():
         yield
 

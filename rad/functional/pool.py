@@ -114,7 +114,7 @@ def _max_pool1d(
     size, step, around, apart = (
         t if t is None or isinstance(t, int) else t[0] for t in (kernel_size, stride, padding, dilation)
     )
-    if return_indices or window_bits((1, size)) > MAX_BITS:
+    if return_indices or window_bits((1, size)) > MAX_BITS:  # pyright: ignore
         return NotImplemented
     args = ((1, size), (1, size if step is None else step), (0, around), (1, apart), ceil_mode)
     return _max_pool2d(call, input.unsqueeze(-2), args).squeeze(-2)

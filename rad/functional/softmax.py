@@ -69,7 +69,7 @@ def _logarithmic(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> 
     p_ = keep.factor(out.exp())
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        return torch.sub(grad, kept.times(p_, grad.sum(dim, keepdim=True).expand_as(grad)))
+        return torch.sub(grad, kept.times(p_, grad.sum(dim, keepdim=True).expand_as(grad)))  # pyright: ignore
 
     return out, backward
 
@@ -133,6 +133,6 @@ def _cross_entropy(
         scale = grad.unsqueeze(axis) if reduction == "none" else grad
         inner = inner * (scale / count)  # of the logarithms, but for the sign
         total = inner.sum(axis, keepdim=True)
-        return kept.times(p_, total.expand(shape)) - inner
+        return kept.times(p_, total.expand(shape)) - inner  # pyright: ignore
 
     return out, backward

@@ -145,7 +145,7 @@ def seeds(model: nn.Module) -> Seeds:
     """
     for module in model.modules():
         if isinstance(module, Converted):
-            return module.recipe.seeds
+            return module.recipe.seeds  # pyright: ignore
     raise ValueError(f"this {type(model).__name__} is not converted; rad.convert(model, sketch) does so")
 
 

@@ -83,7 +83,7 @@ class Rules(TorchFunctionMode):
             return _unanswered(func, types, args, kwargs)
         # Where the graph breaks the call runs as without compilation, which nothing inside shall be traced for.
         answer = self.answer if get_eval_frame_callback() is None else torch._dynamo.disable(self.answer)
-        return answer(func, args, kwargs, types)
+        return answer(func, args, kwargs, types)  # pyright: ignore
 
     skip_code(__torch_function__.__code__)  # as the outermost frame; it is traced inside others
 

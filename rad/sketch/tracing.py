@@ -42,7 +42,7 @@ def traced(x: Tensor) -> bool:
 
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work, for which nothing may be overwritten."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
 
 
 def compress(sketch: Sketch, x: Tensor, seed: Callable[[], Tensor]) -> Compressed:

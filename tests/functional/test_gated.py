@@ -75,11 +75,13 @@ def test_no_path_through_time_is_biased(stock, bits):
 
 @every_layer
 def test_one_draw_for_all_steps_would_be_a_bias(stock, monkeypatch):
-    def same(call: Call) -> Tensor:
-        if call._seed is None:
-            call._seed = call._next()
-        return call._seed
+    init = Call.__init__
 
-    monkeypatch.setattr(Call, "seed", same)
+    def same(call: Call, *args, **kwargs) -> None:
+        init(call, *args, **kwargs)
+        seed = call.seed()
+        call.seed = lambda: seed
+
+    monkeypatch.setattr(Call, "__init__", same)
     estimate, noise = measured(stock, 2)
     assert estimate > 5 * noise
