@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 import rad
 from experiments.errors import UserError
 from experiments.schema import Count
+from rad.nn import Seeds
 
 __all__ = ["Batch", "Checkpoint", "Exact", "Method", "Rad", "SmallBatch", "measured"]
 
@@ -33,8 +33,8 @@ class Method(ABC):
     name: str
 
     @abstractmethod
-    def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
-        """Changes a plain model in place; sketches take their seeds from ``generator``."""
+    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
+        """Changes a plain model in place; sketches take theirs from ``seeds``."""
 
     def batch_size(self, model: nn.Module, batch: Batch, loss: Loss) -> int:
         """How many examples of a full batch to train on, given a plain model and one such batch."""
@@ -45,7 +45,7 @@ class Method(ABC):
 class Exact(Method):
     """Stock autograd."""
 
-    def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
+    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
         return model
 
 
@@ -55,8 +55,8 @@ class Rad(Method):
 
     sketch: rad.Sketch
 
-    def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
-        return rad.convert(model, self.sketch, generator=generator)
+    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
+        return rad.convert(model, self.sketch, generator=seeds)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SmallBatch(Method):
 
     reference: rad.Sketch
 
-    def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
+    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
         return rad.convert(model, rad.Exact())
 
     def batch_size(self, model: nn.Module, batch: Batch, loss: Loss) -> int:
@@ -91,7 +91,7 @@ class Checkpoint(Method):
 
     segments: Count
 
-    def prepare(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
+    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
         if not isinstance(model, nn.Sequential):
             raise UserError(f"method=checkpoint needs an nn.Sequential model, got {type(model).__name__}")
         if not 1 <= self.segments <= len(model):
@@ -104,5 +104,5 @@ class Checkpoint(Method):
 def measured(method: Method, model: nn.Module, batch: Batch, loss: Loss) -> int:
     """Bytes that autograd holds for one batch, parameters apart, under a method; ``model`` itself is not changed."""
     x, y = batch
-    prepared = method.prepare(copy.deepcopy(model), torch.Generator().manual_seed(0))
+    prepared = method.prepare(copy.deepcopy(model), Seeds(0))
     return rad.measure.saved_bytes(lambda: loss(prepared(x), y)).total

@@ -1,10 +1,13 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
 from rad import functional, graph, measure, nn, pde, sketch
+from rad.functional import operation, rule
+from rad.measure import MostlyExactWarning, explain
 from rad.nn import convert, revert
 from rad.sketch import (
     BudgetFloorWarning,
     Exact,
+    LowBitsWarning,
     Project,
     RoundedSample,
     Rounding,
@@ -15,18 +18,24 @@ from rad.sketch import (
 __all__ = [
     "BudgetFloorWarning",
     "Exact",
+    "MostlyExactWarning",
+    "LowBitsWarning",
+    "LowBitsWarning",
     "Project",
     "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
     "convert",
+    "explain",
     "functional",
     "graph",
     "measure",
     "nn",
+    "operation",
     "pde",
     "revert",
+    "rule",
     "sketch",
 ]
 __version__ = "0.1.0"

@@ -32,6 +32,7 @@ from experiments.runs.configs import CONFIGS, composed
 from experiments.runs.parts import make
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
+from rad.nn import Seeds
 
 BATCH = 150
 FRACTIONS = (1.0, 0.8, 0.5, 0.3, 0.1, 0.05)
@@ -113,7 +114,7 @@ def measure(model: str, inputs: tuple[int, ...], method: str, fraction: float) -
     torch.set_num_threads(1)
     torch.manual_seed(0)
     made: Method = make(config.method)
-    prepared = made.prepare(make(config.model), torch.Generator().manual_seed(0))
+    prepared = made.prepare(make(config.model), Seeds(0))
     x, y = torch.randn(BATCH, *inputs), torch.zeros(BATCH, dtype=torch.int64)
 
     def forward(size: int = BATCH) -> Tensor:

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "sketch": set(),
     "functional": {"sketch"},
     "nn": {"functional", "sketch"},
-    "measure": {"nn", "sketch"},
+    "measure": {"functional", "nn", "sketch"},
     "graph": {"sketch"},
     "pde": {"sketch"},
 }

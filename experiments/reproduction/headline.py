@@ -38,10 +38,9 @@ class Ratio:
     bound: str = ""
 
     def __str__(self) -> str:
-        if self.bound == "–":
-            return "–"
-        spread = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.bound and self.bound + ' '}{self.value:.2f}{spread}"
+        if self.bound:
+            return self.bound if math.isnan(self.value) else f"{self.bound} {self.value:.2f}"
+        return f"{self.value:.2f}" + ("" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})")
 
     def interval(self) -> Interval:
         """What the ratio may be: beyond its bound all is possible, the bound itself is not."""

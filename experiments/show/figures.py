@@ -100,17 +100,23 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def lines(curves: pd.DataFrame) -> list[Line]:
-    """One line for each method and budget, in the order of the frame."""
+def lines(curves: pd.DataFrame, name_all: bool = False) -> list[Line]:
+    """One line for each method and budget, in the order of the frame.
+
+    Args:
+        curves: `Runs.curves`.
+        name_all: Whether labels name the budget of a method that has only one.
+    """
     pairs = curves[["method", "budget"]].drop_duplicates()
     found = []
     for method, budget in pairs.itertuples(index=False):
         budgets = pairs["budget"][pairs["method"] == method]
         its = look(method)
-        label, colour = its.label, mpl.colors.to_rgb(its.colour)
-        if len(budgets) > 1:
-            label += f", budget {budget:g}"
-            colour = shade(its.colour, (budgets < budget).sum() / (len(budgets) - 1))
+        several = len(budgets) > 1
+        named = several or (name_all and not math.isnan(budget))
+        label = its.label + (f", budget {budget:g}" if named else "")
+        place = (budgets < budget).sum() / (len(budgets) - 1) if several else 0
+        colour = shade(its.colour, place) if several else mpl.colors.to_rgb(its.colour)
         found.append(Line(method, budget, label, colour))
     return found
 

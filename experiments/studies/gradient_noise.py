@@ -27,6 +27,7 @@ from experiments.studies.cases import Cases
 from experiments.studies.noise_figure import noise_figure
 from experiments.studies.settings import COMPARED, NoiseSettings
 from rad.measure import gradient_noise, gradients
+from rad.nn import Seeds
 
 __all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "draw_counts", "ratio"]
 
@@ -125,7 +126,7 @@ def _case(
     numbers = generator(config.seed, f"{net} {phase} {method.name} {budget}")
     size = method.batch_size(at.model, at.batch, at.data.loss)
     batch = at.batch[0][:size].clone(), at.batch[1][:size].clone()
-    model = method.prepare(copy.deepcopy(at.model), numbers)
+    model = method.prepare(copy.deepcopy(at.model), Seeds(numbers))
 
     def loss() -> Tensor:
         # A smaller batch is random by its examples, a sketch by its draw for the batch at hand.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.runs import distributed
+from rad.nn import Seeds
 
 __all__ = ["Evaluation", "Trainer"]
 
@@ -73,7 +74,7 @@ class Trainer:
         batch_size: int,
         clip_norm: float | None,
         evaluation: Evaluation,
-        generators: dict[str, torch.Generator],
+        generators: dict[str, torch.Generator | Seeds],
     ) -> None:
         self.model, self.data = model, data
         self.optimizer, self.schedule = optimizer, schedule

@@ -19,6 +19,7 @@ from experiments.runs.study import Record, Study, device, generator
 from experiments.show.figures import convergence_figure, save
 from experiments.studies.settings import TrainingSettings
 from experiments.studies.trainer import Evaluation, Trainer
+from rad.nn import Seeds
 
 __all__ = ["Training"]
 
@@ -75,7 +76,7 @@ class Training(Study):
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         own = "" if distributed.leads() else f" of process {distributed.rank()}"
-        sketches = generator(config.seed, f"sketches{own}")
+        sketches = Seeds(generator(config.seed, f"sketches{own}"))
         model = method.prepare(model, sketches)
         torch.manual_seed(generator(config.seed, f"forward pass{own}").initial_seed())  # of models with dropout
         optimizer = make(config.optimizer, model.parameters())

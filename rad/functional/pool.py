@@ -1,26 +1,62 @@
-"""Pooling that does not keep its input.
+"""Pooling and other moves that do not keep their input.
 
 Shapes: ``n`` images, ``c`` channels, ``h × w`` input and ``y × x`` output positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad.functional.geometry import Extent, pair, stand_in
-from rad.sketch import load, save
-from rad.sketch.bits import MAX_BITS, pack, unpack
+from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.registry import rule
+from rad.sketch.bits import MAX_BITS
 
-__all__ = ["avg_pool2d", "max_pool2d", "window_bits"]
+__all__ = ["avg_pool2d", "max_pool2d", "move", "window_bits"]
 
 
+@operation
+def move(keep: Keep, x: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
+    """``function(x)``, linear in ``x``, whose gradient needs only the shape of ``x``; keeps nothing."""
+    shape = x.shape
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        at = stand_in(shape, grad).detach().requires_grad_()
+        with torch.enable_grad():
+            out = function(at)
+        return torch.autograd.grad(out, at, grad)[0]
+
+    return function(x), backward
+
+
+def _register_moves(functions: list[Callable[..., Tensor]]) -> None:
+    for function in functions:
+
+        @rule(function)
+        def answer(call: Call, input: Tensor, *args: Any, _function: Any = function, **kwargs: Any) -> Tensor:
+            return move(call, input, lambda x: _function(x, *args, **kwargs))
+
+
+# PyTorch keeps the input of each of these, only to know its shape.
+_register_moves([F.avg_pool1d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d])
+
+
+@rule(F.pad)
+def _pad(call: Call, input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    if mode == "constant":
+        return NotImplemented  # PyTorch keeps nothing
+    return move(call, input, lambda x: F.pad(x, pad, mode, value))
+
+
+@rule(F.avg_pool2d)
 def avg_pool2d(
-    x: Tensor,
+    call: Call,
+    input: Tensor,
     kernel_size: Extent,
     stride: Extent | None = None,
     padding: Extent = 0,
@@ -28,74 +64,60 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Means over windows, with an exact gradient for which nothing is kept: only the shape is needed.
-
-    Args:
-        x: ``[n, c, h, w]`` or ``[c, h, w]``.
-        kernel_size: Of the window; a pair is for height and width, here and below.
-        stride: Of the window; its size if ``None``.
-        padding: Zeros on each side.
-        ceil_mode: Whether windows may reach over the edge.
-        count_include_pad: Whether the zeros of the padding count in the mean.
-        divisor_override: What to divide sums by in place of the size of the window.
-
-    Returns:
-        ``[(n,) c, y, x]``, bit for bit that of ``torch.nn.functional.avg_pool2d``.
-    """
-    stride = kernel_size if stride is None else stride
-    args = (pair(kernel_size), pair(stride), pair(padding), ceil_mode, count_include_pad, divisor_override)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return F.avg_pool2d(x, *args)
-    return _AvgPool2d.apply(x, *args)
+    """Means over windows; only the shape of the input is kept."""
+    stride = kernel_size if stride is None or stride == [] else stride
+    return _avg_pool2d(
+        call, input, (pair(kernel_size), pair(stride), pair(padding), ceil_mode, count_include_pad, divisor_override)
+    )
 
 
-class _AvgPool2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        ctx.shape, ctx.args = x.shape, args
-        return F.avg_pool2d(x, *args)
+@operation
+def _avg_pool2d(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
+    shape = x.shape
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        grad = torch.ops.aten.avg_pool2d_backward(grad_out, stand_in(ctx.shape, grad_out), *ctx.args)
-        return grad, *[None] * 6
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        return torch.ops.aten.avg_pool2d_backward(grad, stand_in(shape, grad), *args)
+
+    return F.avg_pool2d(x, *args), backward
 
 
+@rule(F.max_pool2d, torch.max_pool2d)
 def max_pool2d(
-    x: Tensor,
+    call: Call,
+    input: Tensor,
     kernel_size: Extent,
     stride: Extent | None = None,
     padding: Extent = 0,
     dilation: Extent = 1,
     ceil_mode: bool = False,
-) -> Tensor:
-    """Maxima over windows, with an exact gradient for which the winner's place in its window is kept, in packed bits.
+    return_indices: bool = False,
+) -> Any:
+    """Maxima over windows; keeps the place of each winner in its window, in as many bits as a window needs."""
+    stride = kernel_size if stride is None or stride == [] else stride
+    # Indices that are returned are held by somebody else anyway.
+    if return_indices or window_bits(kernel_size) > MAX_BITS:
+        return NotImplemented
+    return _max_pool2d(call, input, (pair(kernel_size), pair(stride), pair(padding), pair(dilation), ceil_mode))
 
-    Args:
-        x: ``[n, c, h, w]`` or ``[c, h, w]``.
-        kernel_size: Of the window, at most 65,536 places; a pair is for height and width, here and below.
-        stride: Of the window; its size if ``None``.
-        padding: Minus infinities on each side.
-        dilation: Distance between the places of the window.
-        ceil_mode: Whether windows may reach over the edge.
 
-    Returns:
-        ``[(n,) c, y, x]``, bit for bit that of ``torch.nn.functional.max_pool2d``.
-
-    Raises:
-        ValueError: If a window has more than 65,536 places.
-    """
-    stride = kernel_size if stride is None else stride
-    args = (pair(kernel_size), pair(stride), pair(padding), pair(dilation), ceil_mode)
-    if window_bits(args[0]) > MAX_BITS:
-        raise ValueError(
-            f"max_pool2d packs places of windows up to {2**MAX_BITS:,} of them, got kernel_size={kernel_size}; "
-            "use torch.nn.functional.max_pool2d"
-        )
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return F.max_pool2d(x, *args)
-    return _MaxPool2d.apply(x, *args)
+@rule(F.max_pool1d)
+def _max_pool1d(
+    call: Call,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    size, step, around, apart = (
+        t if t is None or isinstance(t, int) else t[0] for t in (kernel_size, stride, padding, dilation)
+    )
+    if return_indices or window_bits((1, size)) > MAX_BITS:  # pyright: ignore
+        return NotImplemented
+    args = ((1, size), (1, size if step is None else step), (0, around), (1, apart), ceil_mode)
+    return _max_pool2d(call, input.unsqueeze(-2), args).squeeze(-2)
 
 
 def window_bits(kernel_size: Extent) -> int:
@@ -104,32 +126,26 @@ def window_bits(kernel_size: Extent) -> int:
     return max((height * width - 1).bit_length(), 1)
 
 
-class _MaxPool2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        out, index = F.max_pool2d_with_indices(x, *args)
-        ctx.shape, ctx.args = x.shape, args
-        (_, width), _, _, dilation, _ = args
-        first = _first_places(out.shape, args, x.device)
-        # The distance to a window's first place is so many rows, and less than a row of places.
-        down = (index // x.shape[-1] - first[0]) // dilation[0]
-        right = (index % x.shape[-1] - first[1]) // dilation[1]
-        place = down.mul_(width).add_(right)
-        bits = window_bits(args[0])
-        save(ctx, pack(place.to(torch.uint8 if bits <= 8 else torch.int32), bits))
-        return out
+@operation
+def _max_pool2d(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
+    out, index = F.max_pool2d_with_indices(x, *args)
+    (kernel, _, _, dilation, _), shape = args, x.shape
+    first = _first_places(out.shape, args, x.device)
+    # The distance to a window's first place is so many rows, and less than a row of places.
+    down = (index // shape[-1] - first[0]) // dilation[0]
+    right = (index % shape[-1] - first[1]) // dilation[1]
+    place = down.mul_(kernel[1]).add_(right)
+    bits = window_bits(kernel)
+    place_ = keep.bits(place.to(torch.uint8 if bits <= 8 else torch.int32), bits)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,), (kernel, _, _, dilation, _) = load(ctx), ctx.args
-        place = unpack(packed, window_bits(kernel), grad_out.numel()).view(grad_out.shape).to(torch.int64)
-        first = _first_places(grad_out.shape, ctx.args, grad_out.device)
-        index = (place // kernel[1] * dilation[0] + first[0]) * ctx.shape[-1]
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        place = kept[place_].to(torch.int64)
+        first = _first_places(grad.shape, args, grad.device)
+        index = (place // kernel[1] * dilation[0] + first[0]) * shape[-1]
         index += place % kernel[1] * dilation[1] + first[1]
-        x = stand_in(ctx.shape, grad_out)
-        grad = torch.ops.aten.max_pool2d_with_indices_backward(grad_out, x, *ctx.args, index)
-        return grad, *[None] * 5
+        return torch.ops.aten.max_pool2d_with_indices_backward(grad, stand_in(shape, grad), *args, index)
+
+    return out, backward
 
 
 def _first_places(size: torch.Size, args: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Measuring what gradients cost, in bytes and in noise."""
 
+from rad.measure.explain import MostlyExactWarning, explain
 from rad.measure.gradient import GradientNoise, Moments, gradient_noise, gradients
 from rad.measure.peak import peak_bytes, peak_resident
 from rad.measure.saved import Entry, Ledger, saved_bytes
@@ -9,6 +10,8 @@ __all__ = [
     "GradientNoise",
     "Ledger",
     "Moments",
+    "MostlyExactWarning",
+    "explain",
     "gradient_noise",
     "gradients",
     "peak_bytes",

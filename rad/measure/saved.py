@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from rad.functional.keep import listeners
 from rad.nn import Converted
+from rad.nn.intercept import watchers
 
 __all__ = ["Entry", "Ledger", "saved_bytes"]
 
 OUTSIDE = "(outside any layer)"
+_WIDTHS = (38, 24, 20)  # of a table's columns but the last, at most
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Entry:
 
     Attributes:
         layer: Name of the innermost module whose forward pass first saved it.
-        keeps: How it keeps what its gradient needs: a sketch, bits, or exactly; ``""`` outside any module.
+        operation: The torch function that it called to do so; ``""`` where the module is not converted.
+        keeps: How it is kept: by a sketch, in so many bits, or ``"exact"``.
         nbytes: Size of the storage in bytes.
         parameter: Whether it is a parameter's, and so would be held anyway.
     """
 
     layer: str
+    operation: str
     keeps: str
     nbytes: int
     parameter: bool
@@ -39,7 +44,7 @@ class Entry:
 class Ledger:
     """What autograd holds for a backward pass, each storage once, in the order it was first saved.
 
-    ``str(ledger)`` is a table by layer.
+    ``str(ledger)`` is a table by module and operation.
     """
 
     entries: tuple[Entry, ...]
@@ -50,26 +55,57 @@ class Ledger:
         return sum(e.nbytes for e in self.entries if not e.parameter)
 
     @property
+    def exact(self) -> int:
+        """Those among ``total`` that are kept as they are."""
+        return sum(e.nbytes for e in self.entries if not e.parameter and e.keeps == "exact")
+
+    @property
     def parameters(self) -> int:
         """Bytes of parameters held; they exist anyway."""
         return sum(e.nbytes for e in self.entries if e.parameter)
 
     def by_layer(self) -> dict[str, int]:
         """Bytes besides parameters that each layer was the first to save, layers with none included."""
-        layers: dict[str, int] = {}
-        for e in self.entries:
-            layers[e.layer] = layers.get(e.layer, 0) + (0 if e.parameter else e.nbytes)
-        return layers
+        return {key[0]: nbytes for key, nbytes in self._sums(lambda e: (e.layer,)).items()}
+
+    def summary(self) -> str:
+        """One line: the bytes, how many of them are exact, and which operations keep most of those."""
+        share = f"{self.total:,} bytes held for the backward pass, {self.exact / max(self.total, 1):.0%} of them exact"
+        exact = Ledger(tuple(e for e in self.entries if e.keeps == "exact"))._sums(lambda e: (_short(e),))
+        most = sorted(((n, name) for (name,), n in exact.items() if n), reverse=True)[:3]
+        return share + (f", most by {', '.join(name for _, name in most)}" if most else "")
 
     def __str__(self) -> str:
-        keeps = {e.layer: e.keeps for e in self.entries}
-        rows = [(layer, keeps[layer], f"{nbytes:,}") for layer, nbytes in self.by_layer().items()]
-        rows += [("total", "", f"{self.total:,}"), ("parameters, apart", "", f"{self.parameters:,}")]
-        rows.insert(0, ("layer", "keeps", "saved bytes"))
-        name, how, size = (max(len(row[i]) for row in rows) for i in range(3))
-        lines = [f"{a:<{name}}  {b:<{how}}  {c:>{size}}" for a, b, c in rows]
+        sums = self._sums(lambda e: (e.layer, _short(e) if e.operation else "", e.keeps))
+        rows = [("module", "operation", "keeps", "saved bytes")]
+        rows += [(*key, f"{nbytes:,}") for key, nbytes in sums.items() if nbytes]
+        share = f"{self.exact / max(self.total, 1):.1%}"
+        rows += [
+            ("total", "", "", f"{self.total:,}"),
+            ("exact", "", share, f"{self.exact:,}"),
+            ("parameters, apart", "", "", f"{self.parameters:,}"),
+        ]
+        rows = [(*(_cut(cell, width) for cell, width in zip(row, _WIDTHS, strict=False)), row[-1]) for row in rows]
+        name, operation, keeps, size = (max(len(row[i]) for row in rows) for i in range(4))
+        lines = [f"{a:<{name}}  {b:<{operation}}  {c:<{keeps}}  {d:>{size}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+        return "\n".join([lines[0], rule, *lines[1:-3], rule, *lines[-3:]])
+
+    def _sums(self, key: Callable[[Entry], tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+        sums: dict[tuple[str, ...], int] = {}
+        for e in self.entries:
+            sums[key(e)] = sums.get(key(e), 0) + (0 if e.parameter else e.nbytes)
+        return sums
+
+
+def _short(entry: Entry) -> str:
+    """The operation's own name, or that of the module where it is not known."""
+    return entry.operation.rpartition(".")[2] or entry.layer
+
+
+def _cut(text: str, width: int) -> str:
+    """The end of a text that is too long, which tells names apart."""
+    return text if len(text) <= width else "…" + text[1 - width :]
 
 
 def saved_bytes(fn: Callable[[], Tensor]) -> Ledger:
@@ -95,10 +131,14 @@ def saved_bytes(fn: Callable[[], Tensor]) -> Ledger:
         register_module_forward_pre_hook(watch.enter),
         register_module_forward_hook(watch.leave, always_call=True),
     ]
+    watchers.append(watch.called)
+    listeners.append(watch.keeps)
     try:
         with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda held: held.tensor):
             out = fn()  # kept until the entries are made: without it the graph would be freed
     finally:
+        watchers.remove(watch.called)
+        listeners.remove(watch.keeps)
         for hook in hooks:
             hook.remove()
     if not isinstance(out, Tensor) or not out.requires_grad:
@@ -117,43 +157,52 @@ class _Watch:
     """Collects what is saved, with the module that was running."""
 
     def __init__(self) -> None:
-        self.held: list[tuple[weakref.ref[_Held], nn.Module | None]] = []
+        self.held: list[tuple[weakref.ref[_Held], nn.Module | None, str]] = []
+        self.operation = ""
+        self.kept: dict[int, str] = {}  # how, by storage
         self.running: list[nn.Module] = []
         self.names: dict[nn.Module, str] = {}
         self.parameters: set[int] = set()
 
     def enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # a compiled graph saves all at its end
+            return
         if module not in self.names:
             self.names.update({m: name or type(m).__name__ for name, m in module.named_modules()})
             self.parameters.update(_storage_id(p) for p in module.parameters())
         self.running.append(module)
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        self.running.pop()
+        if not torch.compiler.is_compiling():
+            self.running.pop()
+
+    def called(self, module: str, operation: str) -> None:
+        self.operation = operation
+
+    def keeps(self, how: str, tensors: list[Tensor]) -> None:
+        self.kept.update({_storage_id(t): how for t in tensors})
 
     def pack(self, tensor: Tensor) -> _Held:
         # An output that is saved comes with its graph; to hold on to that would keep freed parts of it alive.
         held = _Held(tensor if tensor.is_leaf else tensor.detach())
-        self.held.append((weakref.ref(held), self.running[-1] if self.running else None))
+        module = self.running[-1] if self.running else None
+        self.held.append((weakref.ref(held), module, self.operation if isinstance(module, Converted) else ""))
         return held
 
     def entries(self) -> tuple[Entry, ...]:
         found: dict[int, Entry] = {}
-        for ref, module in self.held:
+        for ref, module, operation in self.held:
             held = ref()
             if held is None:  # its part of the graph is gone
                 continue
             storage = _storage_id(held.tensor)
             parameter = storage in self.parameters or isinstance(held.tensor, nn.Parameter)
-            layer, keeps = (OUTSIDE, "") if module is None else (self.names[module], _keeps(module))
+            layer = OUTSIDE if module is None else self.names[module]
+            keeps = self.kept.get(storage, "exact")
             nbytes = held.tensor.untyped_storage().nbytes()
-            found.setdefault(storage, Entry(layer, keeps, nbytes, parameter))
+            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter))
         return tuple(found.values())
 
 
 def _storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _keeps(module: nn.Module) -> str:
-    return module.keeps() if isinstance(module, Converted) else f"exact ({type(module).__name__})"

@@ -1,7 +1,8 @@
-"""Converted layers, and the conversion of whole models."""
+"""The conversion of whole models, and how their calls are seen."""
 
-from rad.nn import layers as layers  # registers the layers
-from rad.nn.convert import Converted, Recipe, convert, register, revert
+from rad.nn.convert import Converted, convert, revert, seeds
+from rad.nn.intercept import Recipe, Rules
 from rad.nn.recurrent import FinalState
+from rad.nn.seeds import Seeds
 
-__all__ = ["Converted", "FinalState", "Recipe", "convert", "register", "revert"]
+__all__ = ["Converted", "FinalState", "Recipe", "Rules", "Seeds", "convert", "revert", "seeds"]

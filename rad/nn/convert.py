@@ -2,125 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TypeVar
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from rad.functional import Sharing
+from rad.nn.intercept import Recipe, Rules, known
+from rad.nn.seeds import Seeds
 from rad.sketch import Sketch
 
-__all__ = ["Converted", "Recipe", "convert", "register", "revert"]
+__all__ = ["Converted", "convert", "revert", "seeds"]
 
-M = TypeVar("M", bound=type[nn.Module])
-
-_RECIPE = "_rad_recipe"  # in the __dict__ of a converted layer
-
-_CONVERTED: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a converted layer forms its gradient.
-
-    Attributes:
-        sketch: The summary that is kept of the layer's input.
-        generator: CPU generator of the seeds, shared by all layers of one conversion.
-    """
-
-    sketch: Sketch
-    generator: torch.Generator
+_RULES = "_rad_rules"  # in the __dict__ of a converted module
 
 
 class Converted(nn.Module):
-    """What a converted layer is besides the stock one; a mixin before the stock class."""
+    """What a converted module is besides the stock one; a mixin before the stock class."""
 
     @property
     def recipe(self) -> Recipe:
-        """Sketch and generator given to ``convert``."""
-        return self.__dict__[_RECIPE]
+        """Name, sketch and seeds given by ``convert``."""
+        return self.__dict__[_RULES].recipe
 
-    def unsupported(self) -> str | None:
-        """The option for which the layer runs as the stock one, such as ``"padding_mode=reflect"``, if there is one."""
-        return None
-
-    def keeps(self) -> str:
-        """What the layer keeps for its backward pass, in a few words."""
-        option = self.unsupported()
-        return str(self.recipe.sketch) if option is None else f"exact ({option} is not supported)"
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock forward pass, whose calls are answered by ``rad.functional``."""
+        rules = self.__dict__[_RULES]
+        if torch.compiler.is_compiling():
+            with rules:
+                return super().forward(*args, **kwargs)
+        with rules.recipe.sharing, rules:
+            return super().forward(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """The stock description and what is kept."""
-        return ", ".join(filter(None, (super().extra_repr(), f"keeps {self.keeps()}")))
+        """The stock description and, for a module without others inside, what is kept."""
+        described = super().extra_repr()
+        if any(True for _ in self.children()):
+            return described
+        sketch = self.recipe.sketch
+        return ", ".join(filter(None, (described, "exact" if sketch is None else f"keeps {sketch}")))
+
+    def _get_name(self) -> str:
+        return _stock(type(self)).__name__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made as needed, so a copy or a pickle names the stock one.
+        _, args, *rest = super().__reduce_ex__(2)
+        return (_new, (_stock(type(self)), *args[1:]), *rest)
 
 
-def register(stock: type[nn.Module]) -> Callable[[M], M]:
-    """Class decorator: layers of exactly the type ``stock`` become the decorated class when a model is converted.
+def _new(stock: type[nn.Module], *args: Any) -> nn.Module:
+    cls = converted_class(stock)
+    return cls.__new__(cls, *args)
 
-    The decorated class derives from ``Converted`` and ``stock``, in this order, and adds no state; its ``forward``
-    finds sketch and generator in ``self.recipe``.
 
-    Raises:
-        TypeError: If it does not derive from both.
-    """
+@functools.cache
+def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """The class of converted modules of the type ``stock``: a subclass by the same name."""
+    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
+    return type(stock.__name__, (Converted, stock), names)
 
-    def decorate(converted: M) -> M:
-        if not (issubclass(converted, Converted) and issubclass(converted, stock)):
-            raise TypeError(
-                f"{converted.__name__} must derive from Converted and {stock.__name__}, whose place it takes"
-            )
-        _CONVERTED[stock] = converted
-        return converted
 
-    return decorate
+def _stock(cls: type[nn.Module]) -> type[nn.Module]:
+    """The type of a module before it was converted."""
+    return cls.__bases__[1] if issubclass(cls, Converted) and cls.__bases__[0] is Converted else cls
 
 
 def convert(
     model: nn.Module,
-    sketch: Sketch,
+    sketch: Sketch | Mapping[str, Sketch],
     skip: Iterable[str] = (),
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Seeds | None = None,
 ) -> nn.Module:
-    """Makes the layers of a model keep a sketch of their input in place of the input.
+    """Makes a model keep random summaries of what its gradients need in place of the tensors themselves.
 
-    The model is changed in place: parameters, state_dict keys and forward values stay what they were, only the
-    gradients of the weights become random, unbiased estimates. Layers of other types than those registered, and
-    subclasses with a forward pass of their own, stay as they are. Functional calls inside a ``forward`` (such as
-    ``F.relu``) cannot be seen; use modules. A model converted before is converted anew.
+    The model is changed in place: parameters, ``state_dict`` keys, hooks, forward values and what is drawn from the
+    global generator stay what they were, only the gradients become random, unbiased estimates. Every torch function
+    that a module calls in its forward pass is seen, as a module of its own (``nn.GELU``), by name (``F.gelu(x)``) or as
+    an operator (``x * y``). Those without a rule stay exact; ``rad.measure.saved_bytes`` names them. A model converted
+    before is converted anew.
 
     Args:
-        model: Any module, itself a layer or a tree of layers.
-        sketch: The summary to keep; ``budget=1`` and ``Exact()`` give exact gradients.
-        skip: Names, as in ``model.named_modules()``, of modules to leave as they are with all they contain.
-        generator: CPU generator from which one seed is drawn for each sketch. Checkpoint its state to resume a
-            run. By default a new one that starts from the seed of the global generator, which is not touched.
+        model: Any module; a loss such as ``nn.CrossEntropyLoss()`` as well.
+        sketch: The summary to keep; ``Exact()`` gives exact gradients. Or a mapping from names, as in
+            ``model.named_modules()``, to sketches: a module has that of the longest name which it or a module around it
+            bears, and is left alone where there is none.
+        skip: Names of modules to leave as they are with all they contain.
+        generator: Where the seeds of the summaries come from: ``rad.nn.Seeds``, whose state is checkpointed to resume
+            a run, or a generator from which they start. By default they start from the seed of the global generator,
+            which is not touched. ``rad.nn.seeds(model)`` returns them.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        TypeError: If ``sketch`` is not a ``Sketch``.
-        ValueError: If a name in ``skip`` is unknown or no layer could be converted.
+        TypeError: If ``model`` is not a module or ``sketch`` neither a ``Sketch`` nor a mapping to sketches.
+        ValueError: If a name is unknown or nothing is left to convert.
     """
-    if not isinstance(sketch, Sketch):
-        raise TypeError(f"sketch must be a Sketch such as rad.Project(budget=0.1), got {sketch!r}")
-    skipped = (skip,) if isinstance(skip, str) else tuple(skip)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
     names = dict(model.named_modules(remove_duplicate=False))
-    for name in skipped:
-        if name not in names:
-            raise ValueError(f"skip names {name!r}, but the model has only {', '.join(filter(None, names))}")
-    left = {module for name in skipped for module in names[name].modules()}
-    chosen = [m for m in model.modules() if _stock(m) in _CONVERTED and m not in left]
-    if not chosen:
-        known = ", ".join(sorted(stock.__name__ for stock in _CONVERTED))
-        raise ValueError(f"nothing to convert: the model has no layer of the types {known} outside skip={skipped}")
-    if generator is None:
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+    chosen = _plan(names, sketch, skip)
+    if not any(chosen.values()):
+        raise ValueError(f"nothing to convert: skip={tuple(_names(skip))} and the names of sketch leave no module")
     revert(model)
-    for module in chosen:
-        module.__class__ = _CONVERTED[type(module)]
-        module.__dict__[_RECIPE] = Recipe(sketch, generator)
+    numbers, sharing = generator if isinstance(generator, Seeds) else Seeds(generator), Sharing()
+    done: set[nn.Module] = set()
+    for name, module in names.items():
+        if module in done or isinstance(module, torch.jit.ScriptModule):
+            continue
+        done.add(module)
+        few = chosen[name]
+        if few is not None:
+            known(few)
+        module.__dict__[_RULES] = Rules(Recipe(name, few, numbers, sharing))
+        module.__class__ = converted_class(type(module))
     return model
 
 
@@ -134,11 +132,48 @@ def revert(model: nn.Module) -> nn.Module:
         ``model`` itself.
     """
     for module in model.modules():
-        module.__dict__.pop(_RECIPE, None)
-        module.__class__ = _stock(module)
+        module.__dict__.pop(_RULES, None)
+        module.__class__ = _stock(type(module))
     return model
 
 
-def _stock(module: nn.Module) -> type[nn.Module]:
-    """The type of a module before it was converted."""
-    return next((stock for stock, converted in _CONVERTED.items() if type(module) is converted), type(module))
+def seeds(model: nn.Module) -> Seeds:
+    """The seeds that the modules of a converted model take.
+
+    Raises:
+        ValueError: If no module of it is converted.
+    """
+    for module in model.modules():
+        if isinstance(module, Converted):
+            return module.recipe.seeds  # pyright: ignore
+    raise ValueError(f"this {type(model).__name__} is not converted; rad.convert(model, sketch) does so")
+
+
+def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict[str, Sketch | None]:
+    """The sketch of each module, by name."""
+    given = dict(sketch) if isinstance(sketch, Mapping) else {"": sketch}
+    for few in given.values():
+        if not isinstance(few, Sketch):
+            raise TypeError(
+                "sketch must be a Sketch such as rad.Rounding(budget=0.1), or a mapping from names to sketches, "
+                f"got {few!r}"
+            )
+    left = _names(skip)
+    for what, some in (("skip", left), ("sketch", given)):
+        for name in some:
+            if name not in names:
+                raise ValueError(f"{what} names {name!r}, but the model has only {', '.join(filter(None, names))}")
+    plan = {**given, **dict.fromkeys(left)}
+    found: dict[str, Sketch | None] = {}
+    for name in names:
+        around = name
+        while around not in plan and around:
+            around = around.rpartition(".")[0]
+        found[name] = plan.get(around)
+    # A module known by several names is left alone if one of them says so.
+    skipped = {names[name] for name, few in found.items() if few is None}
+    return {name: None if names[name] in skipped else few for name, few in found.items()}
+
+
+def _names(skip: Iterable[str]) -> tuple[str, ...]:
+    return (skip,) if isinstance(skip, str) else tuple(skip)

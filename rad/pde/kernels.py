@@ -56,7 +56,7 @@ def advance(fields: Tensor, amplitudes: Tensor, wanted: Tensor, scheme: Scheme) 
     Returns:
         Sum over all steps and places of the squared distance of ``fields[r + 1]`` from target ``r``.
     """
-    if kernels.usable(fields.device, fields.dtype):
+    if kernels.usable(fields):
         return _advance(*_arrays(fields, amplitudes, wanted, *scheme[:3], scheme.target_modes))
     width, total = _width(fields, scheme), 0.0
     for r in range(len(amplitudes)):
@@ -80,7 +80,7 @@ def retreat(state: Tensor, fields: Tensor, amplitudes: Tensor, wanted: Tensor, s
         ``Σ_i duals_{j,i} · state_i · fields_{r,i}`` ``[m, R]`` with the state as it was before step ``r``.
     """
     grad = torch.empty_like(amplitudes)
-    if kernels.usable(state.device, state.dtype):
+    if kernels.usable(state):
         _retreat(*_arrays(state, fields, amplitudes, wanted, *scheme, grad))
         return grad
     width = _width(fields, scheme)

@@ -4,7 +4,7 @@ from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
 from rad.sketch.exact import Exact
 from rad.sketch.project import Project
 from rad.sketch.rounded_sample import RoundedSample
-from rad.sketch.rounding import Rounding
+from rad.sketch.rounding import LowBitsWarning, Rounding
 from rad.sketch.sample import Sample
 from rad.sketch.saving import load, save
 
@@ -12,6 +12,7 @@ __all__ = [
     "BudgetFloorWarning",
     "Compressed",
     "Exact",
+    "LowBitsWarning",
     "Project",
     "RoundedSample",
     "Rounding",

@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "coherent",
     "incoherent",
     "kept_count",
+    "product",
 ]
 
 
@@ -84,7 +85,7 @@ class Compressed:
     def stream(self) -> Stream:
         """The random numbers that ``compress`` used, from their beginning."""
         assert self.seed is not None, "an exact summary holds no randomness"
-        return Stream(int(self.seed), self.device)
+        return Stream(self.seed, self.device)
 
     def split(self) -> tuple[tuple[Tensor, ...], Layout]:
         """The tensors to save for the backward pass, and what ``join`` needs besides them."""
@@ -117,16 +118,20 @@ class Sketch(ABC):
 
     budget: float
 
+    # Whether estimates may stand for factors inside a path, whose variances multiply, and not only at its end.
+    serves_factors: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_budget(self.budget)
 
-    def compress(self, x: Tensor, generator: torch.Generator | None = None) -> Compressed:
+    def compress(self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None) -> Compressed:
         """Summarizes a tensor.
 
         Args:
             x: Tensor ``[n, d]`` of floating point; or a stack ``[m, n, d]`` of them, each with a draw of its own,
                 as the time steps of a loop need.
             generator: CPU generator from which one 64-bit seed is drawn; the global one if ``None``.
+            seed: The seed itself, an int64 scalar on the CPU, in place of a generator.
 
         Returns:
             A summary of at most ``budget`` times the bytes of ``x``, unless that is less than one unit of the
@@ -139,11 +144,12 @@ class Sketch(ABC):
             raise ValueError(
                 f"a sketch summarizes a floating-point matrix [n, d] or stack [m, n, d], got {x.dtype} {list(x.shape)}"
             )
-        if self.budget == 1 or x.numel() == 0:
+        if self.exact or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
-        seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+        if seed is None:
+            seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         stack = x if x.dim() == 3 else x[None]
-        return Compressed(self._compress(stack, Stream(int(seed), x.device)), seed, x.shape, x.dtype)
+        return Compressed(self._compress(stack, Stream(seed, x.device)), seed, x.shape, x.dtype)
 
     def expand(self, compressed: Compressed) -> Tensor:
         """Rebuilds an estimate of the shape of ``x`` with ``E[expand(compress(x))] = x``."""
@@ -157,7 +163,7 @@ class Sketch(ABC):
             grad_out: Gradient of the output, ``[n, o]`` or ``[m, n, o]``; a stack's products are added up.
         """
         if compressed.exact:
-            return _product(grad_out, compressed.kept[0])
+            return product(grad_out, compressed.kept[0])
         return self._grad_weight(compressed, grad_out if grad_out.dim() == 3 else grad_out[None])
 
     def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
@@ -188,10 +194,38 @@ class Sketch(ABC):
         Raises:
             NotImplementedError: If the sketch has no closed form.
         """
-        if self.budget == 1 or x.numel() == 0:
+        if self.exact or x.numel() == 0:
             return torch.zeros((), dtype=torch.float64, device=x.device)
         x, grad_out = (t if t.dim() == 3 else t[None] for t in (x, grad_out))
         return self._variance(x, grad_out.double())
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tensor itself is kept."""
+        return self.budget == 1
+
+    def fraction(self, itemsize: int) -> float:
+        """The share of a large tensor's bytes that is kept, for elements of ``itemsize`` bytes."""
+        return self.budget
+
+    def noise(self, compressed: Compressed) -> Tensor:
+        """The variance of each element of ``expand(compressed)``, known without the values.
+
+        Errors are independent in pairs. With it a term that is quadratic in the estimate is corrected:
+        ``E[x̂_i²] = x_i² + noise_i``.
+
+        Returns:
+            Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.
+
+        Raises:
+            TypeError: If the sketch cannot say.
+        """
+        if compressed.exact:
+            return compressed.kept[0].new_zeros(())
+        raise TypeError(
+            f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second "
+            "order need; use rad.Rounding, or leave the operation exact"
+        )
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
@@ -202,7 +236,7 @@ class Sketch(ABC):
         """Estimate from what ``_compress`` returned, as ``[m, n, d]`` or anything that can be viewed so."""
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
-        return _product(grad_out, self._expand(compressed))
+        return product(grad_out, self._expand(compressed))
 
     def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
         return None, self.expand(compressed)
@@ -212,9 +246,9 @@ class Sketch(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no closed form; measure it: rad.measure.gradient_noise")
 
 
-def _product(grad_out: Tensor, x: Tensor) -> Tensor:
+def product(grad_out: Tensor, x: Tensor) -> Tensor:
     """``grad_outᵀ x`` ``[o, d]``, summed over the matrices of a stack."""
-    return grad_out.reshape(-1, grad_out.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    return grad_out.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 def coherent(x: Tensor, grad_out: Tensor) -> Tensor:

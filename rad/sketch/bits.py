@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,9 +12,21 @@ from torch import Tensor
 
 from rad.sketch import kernels
 
-__all__ = ["MAX_BITS", "masked", "pack", "pack_positive", "packed_bytes", "unpack", "unpack_planes"]
+__all__ = [
+    "MAX_BITS",
+    "masked",
+    "pack",
+    "pack_mask",
+    "pack_positive",
+    "packed_bytes",
+    "unpack",
+    "unpack_mask",
+    "unpack_planes",
+]
 
 MAX_BITS = 16
+
+_WORDS = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 # Eight flags as the lowest bits of the eight bytes of a 64-bit word, for devices that numpy does not reach.
 _ONES = 0x0101010101010101
@@ -38,7 +52,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     """
     _check(bits)
     values = values.reshape(1, -1)
-    if values.device.type == "cpu":  # an order of magnitude faster than the words below
+    if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
         flags = array if bits == 1 else array & _weights(bits, array.dtype)
         return torch.from_numpy(np.packbits(flags, axis=1, bitorder="little"))
@@ -67,26 +81,37 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 def unpack_planes(packed: Tensor, count: int) -> Tensor:
     """Zeros and ones, uint8 ``[bits, count]``: bit ``j`` of all values in row ``j``."""
-    if packed.device.type == "cpu":
+    if kernels.seen_by_numpy(packed):
         return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little"))
     return _unpack_words(packed, count)
 
 
+def pack_mask(mask: Tensor) -> Tensor:
+    """One bit for each entry of a boolean tensor of any shape: ``pack(mask, bits=1)``."""
+    return pack(mask, bits=1)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The boolean tensor of this shape that ``pack_mask`` was given."""
+    return unpack(packed, 1, math.prod(shape)).view(torch.bool).view(*shape)
+
+
 def pack_positive(x: Tensor) -> Tensor:
-    """``pack(x > 0, bits=1)``."""
-    if kernels.usable(x.device, x.dtype):
-        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8, device=x.device)
-        kernels.pack_positive(x.detach().numpy().reshape(-1), packed.numpy().reshape(-1))
+    """``pack(~(x <= 0), bits=1)``: where ReLU passes a gradient on."""
+    if kernels.usable(x):
+        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8)
+        kernels.shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
         return packed
-    return pack(x > 0, bits=1)
+    return pack(~(x <= 0), bits=1)
 
 
 def masked(x: Tensor, packed: Tensor) -> Tensor:
     """``x`` where the bits of ``pack(mask, bits=1)`` are set and 0 elsewhere."""
-    if kernels.usable(x.device, x.dtype):
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        kernels.masked(x.numpy().reshape(-1), packed.numpy().reshape(-1), out.numpy().reshape(-1))
+    if kernels.usable(x, torch.bfloat16, torch.float16):
+        out = torch.empty(x.shape, dtype=x.dtype)
+        words = _WORDS[x.element_size()]
+        source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))
+        kernels.shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
         return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 

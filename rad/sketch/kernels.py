@@ -6,7 +6,10 @@ PyTorch takes ten of each. Without numba, on other devices and in half precision
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,15 +21,17 @@ except ImportError:
     numba = None
 
 __all__ = [
+    "bits_to_bytes",
     "compiled",
+    "flags_to_bits",
     "gather",
     "hash_words",
     "integers",
     "masked",
     "pack_positive",
-    "rebuild",
-    "round_groups",
     "scatter",
+    "seen_by_numpy",
+    "shared",
     "signs",
     "uniform",
     "usable",
@@ -35,27 +40,68 @@ __all__ = [
 enabled = numba is not None
 
 
-def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the loops can take such tensors: numba is there, and they are on the CPU and not in half precision."""
-    return enabled and device.type == "cpu" and dtype in (torch.float32, torch.float64)
+def usable(x: torch.Tensor, *half: torch.dtype) -> bool:
+    """Whether loops can take a tensor: numba is there, numpy sees it, and it is in half precision only if they say."""
+    return enabled and seen_by_numpy(x) and (x.dtype in _DTYPES or x.dtype in half)
+
+
+def seen_by_numpy(x: torch.Tensor) -> bool:
+    """Whether a tensor lies in the memory of the CPU, and is none that stands for another while a graph is traced."""
+    return type(x) in _PLAIN and x.device.type == "cpu"
+
+
+_DTYPES = (torch.float32, torch.float64, torch.int64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A loop over numpy arrays, compiled and cached where numba is there; it releases the interpreter's lock."""
     if numba is None:
         return fn
+    options = {"nogil": True, "error_model": "numpy", **options}  # which divides by zero as PyTorch does
     try:
-        return numba.njit(fn, cache=True, nogil=True, **options)
+        return numba.njit(fn, cache=True, **options)
     except RuntimeError:  # nowhere to write a cache: compiled anew by each process
-        return numba.njit(fn, nogil=True, **options)
+        return numba.njit(fn, **options)
 
+
+_SHARE = 2**16  # elements worth a thread of their own
+
+
+def shared(loop: Callable[..., None], count: int, unit: int, *args: Any) -> None:
+    """``loop(*args, first, last)`` for parts of ``count``, by as many threads as PyTorch uses and the size is worth.
+
+    Args:
+        loop: Releases the interpreter's lock.
+        count: Groups, each of about ``unit`` elements.
+        unit: Elements to a group; parts begin at multiples of eight groups.
+        args: What all parts share.
+    """
+    parts = min(torch.get_num_threads(), max(1, count * unit // _SHARE))
+    marks = [min(count, 8 * -(-count * i // (8 * parts))) for i in range(parts + 1)]
+    jobs = [_pool().submit(loop, *args, *span) for span in zip(marks[1:], marks[2:], strict=False)] if parts > 1 else []
+    loop(*args, marks[0], marks[1])
+    for job in jobs:
+        job.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "rad")
+
+
+if hasattr(os, "register_at_fork"):  # the threads of a pool do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.
 _U = np.uint64
 _GOLDEN, _FIRST, _SECOND = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
-_1, _27, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 27, 30, 31, 32, 41, 56))
+_1, _7, _14, _27, _28, _30, _31, _32, _41, _56 = (_U(n) for n in (1, 7, 14, 27, 28, 30, 31, 32, 41, 56))
 # See rad.sketch.bits for eight flags in a word.
-_ONES, _DIAGONAL, _GATHER = _U(0x0101010101010101), _U(0x8040201008040201), _U(0x0102040810204080)
+_ONES, _GATHER = _U(0x0101010101010101), _U(0x0102040810204080)
+# What is exchanged where a matrix of bits is transposed.
+_MATRIX_1, _MATRIX_2, _MATRIX_4 = _U(0x00AA00AA00AA00AA), _U(0x0000CCCC0000CCCC), _U(0x00000000F0F0F0F0)
+_BLOCK = 4096  # flags that are held as bytes at a time
 
 
 @compiled
@@ -123,81 +169,52 @@ def gather(rows, index, out):
 
 
 @compiled
-def pack_positive(x, packed):
-    """Bit ``i`` of ``packed`` says whether ``x[i] > 0``."""
-    flags = np.zeros(8 * packed.size, np.uint8)
-    for i in range(x.size):
-        flags[i] = x[i] > 0
-    words = flags.view(np.uint64)
+def flags_to_bits(flags, place, packed):
+    """Gathers the bits at ``place`` of all bytes of ``flags``, eight to a word, in one byte for each word."""
     for i in range(packed.size):
-        packed[i] = (words[i] * _GATHER) >> _56
+        packed[i] = (((flags[i] >> place) & _ONES) * _GATHER) >> _56
 
 
 @compiled
-def masked(x, packed, out):
-    """``x`` where a bit of ``packed`` is set and 0 elsewhere."""
-    words = np.empty(packed.size, np.uint64)
-    for i in range(packed.size):
-        words[i] = (_U(packed[i]) * _ONES) & _DIAGONAL  # bit i of the byte at bit i of byte i
-    flags = words.view(np.uint8)
-    for i in range(x.size):
-        out[i] = x[i] if flags[i] else 0
-
-
-def _extremes(x):
-    low, high = x[0], x[0]
-    for i in range(x.size):
-        low, high = min(low, x[i]), max(high, x[i])
-    return low, high
-
-
-# Only without regard to NaN can a minimum be vectorized; a tensor with NaN in it has no range worth finding.
-_extremes = compiled(_extremes, fastmath={"nnan", "nsz"})
+def bits_to_bytes(planes, words):
+    """Eight bytes in each of ``words``, bit ``j`` of them from row ``j`` of ``planes`` ``[≤ 8, words]``."""
+    for j in range(planes.shape[0]):
+        row, place = planes[j], _U(8 * j)
+        for i in range(words.size):
+            words[i] = (words[i] if j > 0 else _U(0)) | (_U(row[i]) << place)
+    # Each word now is a matrix of 8 × 8 bits, to be transposed: single bits, then blocks of 2 × 2, then of 4 × 4.
+    for i in range(words.size):
+        word = words[i]
+        other = (word ^ (word >> _7)) & _MATRIX_1
+        word ^= other ^ (other << _7)
+        other = (word ^ (word >> _14)) & _MATRIX_2
+        word ^= other ^ (other << _14)
+        other = (word ^ (word >> _28)) & _MATRIX_4
+        words[i] = word ^ other ^ (other << _28)
 
 
 @compiled
-def round_groups(x, size, stretch, tiny, dither, levels, ranges):
-    """Randomized rounding of ``x`` in groups of ``size``; see ``Rounding`` for what it computes.
-
-    ``ranges`` is float32 ``[2, groups]`` and receives values that bfloat16 represents; ``dither`` has one number per
-    group, then one per place in a group; ``stretch`` turns a group's width into its step.
-    """
-    bits = ranges.view(np.uint32)
-    groups = ranges.shape[1]
-    for g in range(groups):
-        values, out = x[g * size : (g + 1) * size], levels[g * size : (g + 1) * size]
-        low, high = _extremes(values)
-        ranges[0, g] = low - abs(low) * values.dtype.type(2.0**-8)
-        bits[0, g] = _to_bfloat16(bits[0, g])
-        low = values.dtype.type(ranges[0, g])
-        ranges[1, g] = max((high - low) * stretch, tiny)
-        bits[1, g] = _to_bfloat16(bits[1, g])
-        inverse = values.dtype.type(1) / values.dtype.type(ranges[1, g])
-        by_group, by_place = dither[g], dither[groups:]
+def pack_positive(x, packed, first, last):
+    """Bit ``i`` of ``packed`` says whether ``x[i] > 0``; NaN counts as positive, as in the gradient of ReLU."""
+    flags = np.zeros(_BLOCK, np.uint8)
+    for block in range(first, last, _BLOCK // 8):
+        bits = packed[block : min(block + _BLOCK // 8, last)]
+        values = x[8 * block : 8 * (block + bits.size)]
+        flags[values.size : 8 * bits.size] = 0
         for i in range(values.size):
-            u = by_group + by_place[i]
-            u -= np.floor(u)
-            out[i] = np.int32((values[i] - low) * inverse + u)
+            flags[i] = not values[i] <= 0
+        flags_to_bits(flags.view(np.uint64), _U(0), bits)
 
 
 @compiled
-def _to_bfloat16(bits):
-    """The bits of a float32 with its upper half rounded to nearest even and its lower half zero."""
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)) << np.uint32(16)
-
-
-@compiled
-def rebuild(flags, size, ranges, out):
-    """``out = low + level · step`` by groups, with bit ``j`` of an element's level in row ``j`` of ``flags``."""
-    for g in range(ranges.shape[1]):
-        values = out[g * size : (g + 1) * size]
-        low, step = values.dtype.type(ranges[0, g]), values.dtype.type(ranges[1, g])
-        values[:] = 0
-        weight = values.dtype.type(1)
-        for j in range(flags.shape[0]):
-            plane = flags[j, g * size : (g + 1) * size]
-            for i in range(values.size):
-                values[i] += plane[i] * weight
-            weight += weight
-        for i in range(values.size):
-            values[i] = values[i] * step + low
+def masked(x, packed, out, first, last):
+    """``x`` where a bit of ``packed`` is set and 0 elsewhere, for integers of the size of the values."""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    x, out, packed = x[8 * first : 8 * last], out[8 * first : 8 * last], packed[first:last]
+    whole = x.size // 8
+    for i in range(whole):
+        flags = x.dtype.type(packed[i])
+        for j in range(8):
+            out[8 * i + j] = x[8 * i + j] & (zero - ((flags >> x.dtype.type(j)) & one))
+    for j in range(8 * whole, x.size):
+        out[j] = x[j] if (packed[whole] >> (j & 7)) & 1 else zero

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,12 @@ class Project(Sketch):
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         signs = self.matrix(x.shape, stream, x.dtype)
-        return (_matmul(x, signs).div_(signs.shape[2]),)
+        k = signs.shape[2]
+        if x.dtype != torch.float16:
+            return (_matmul(x, signs).div_(k),)
+        # Sums of many features would overflow; by a power of two they are scaled down without a rounding error.
+        _, exponent = math.frexp(k)
+        return (_matmul(x, signs.mul_(0.5**exponent)).mul_(2.0**exponent / k),)
 
     def _expand(self, compressed: Compressed) -> Tensor:
         return _matmul(compressed.kept[0], self._replay(compressed).mT)
@@ -44,8 +50,8 @@ class Project(Sketch):
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         (xr,), (_, n, d) = compressed.kept, compressed.stack
         k, o = xr.shape[2], grad_out.shape[2]
-        # Whichever order of the triple product costs fewer multiplications.
-        if o * k * (n + d) <= n * d * (k + o):
+        # Whichever order of the triple product costs fewer multiplications; the estimate itself may exceed float16.
+        if o * k * (n + d) <= n * d * (k + o) or xr.dtype == torch.float16:
             small = _matmul(grad_out.mT, xr)  # [m, o, k]
             return small.transpose(0, 1).reshape(o, -1) @ self._replay(compressed).transpose(1, 2).reshape(-1, d)
         return super()._grad_weight(compressed, grad_out)

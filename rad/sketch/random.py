@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ class Stream:
     """Random numbers from one seed, in the order in which they are asked for.
 
     Attributes:
-        seed: The 64-bit seed; small changes of it give unrelated streams.
+        seed: The 64-bit seed, a number or a tensor while a graph is traced; small changes of it give unrelated streams.
         device: Where the numbers are made.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int | Tensor, device: torch.device) -> None:
+        if isinstance(seed, Tensor) and type(seed) is Tensor:
+            seed = int(seed)
         self.seed = seed
         self.device = device
         # Spread out, so that the counters of neighbouring seeds lie far apart.
@@ -38,9 +41,8 @@ class Stream:
 
     def words(self, count: int) -> Tensor:
         """int64 ``[count]`` of 64 random bits each."""
-        start = self._advance(count)
-        if kernels.usable(self.device, torch.float32):
-            out = torch.empty(count, dtype=torch.int64, device=self.device)
+        start, out = self._advance(count), torch.empty(count, dtype=torch.int64, device=self.device)
+        if kernels.usable(out):
             kernels.hash_words(start, out.numpy())
             return out
         return _hash(torch.arange(count, device=self.device) + start)
@@ -48,8 +50,8 @@ class Stream:
     def integers(self, bound: int, shape: tuple[int, ...]) -> Tensor:
         """int64 of the given shape, uniform in [0, bound) up to a relative bound/2^32."""
         count = math.prod(shape)
-        if kernels.usable(self.device, torch.float32):
-            out = torch.empty(shape, dtype=torch.int64, device=self.device)
+        out = torch.empty(shape, dtype=torch.int64, device=self.device)
+        if kernels.usable(out):
             kernels.integers(self._advance(count), bound, out.numpy().reshape(-1))
             return out
         return bounded(self.words(count), bound).view(shape)
@@ -57,8 +59,8 @@ class Stream:
     def uniform(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Multiples of 2^-23, uniform in [0, 1): the sum of two is exact in float32."""
         count = math.prod(shape)
-        if kernels.usable(self.device, dtype):
-            out = torch.empty(shape, dtype=dtype, device=self.device)
+        out = torch.empty(shape, dtype=dtype, device=self.device)
+        if kernels.usable(out):
             kernels.uniform(self._advance(count), out.numpy().reshape(-1))
             return out
         return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
@@ -67,15 +69,15 @@ class Stream:
         """Independent Rademacher signs ±1, of one random bit each."""
         count = math.prod(shape)
         words = -(-count // 64)
-        if kernels.usable(self.device, dtype):
-            out = torch.empty(64 * words, dtype=dtype, device=self.device)
+        out = torch.empty(64 * words, dtype=dtype, device=self.device)
+        if kernels.usable(out):
             kernels.signs(self._advance(words), out.numpy())
         else:
             bits = self.words(words)[:, None] >> torch.arange(64, device=self.device) & 1
             out = bits.view(-1).to(dtype).mul_(2).sub_(1)
         return out[:count].view(shape)
 
-    def _advance(self, count: int) -> int:
+    def _advance(self, count: int) -> int | Tensor:
         start = self._counter
         self._counter = _signed(start + count)
         return start
@@ -86,8 +88,10 @@ def bounded(words: Tensor, bound: int | Tensor) -> Tensor:
     return (words >> 32 & 0xFFFFFFFF) * bound >> 32
 
 
-def _signed(value: int) -> int:
+def _signed(value: int | Tensor) -> Any:
     """Wraps around as 64-bit integers do."""
+    if isinstance(value, Tensor):  # of a graph that is traced; it does so by itself
+        return value
     return (value + 2**63) % 2**64 - 2**63
 
 

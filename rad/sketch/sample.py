@@ -10,9 +10,12 @@ from torch import Tensor
 
 from rad.sketch import kernels
 from rad.sketch.base import Compressed, Sketch, coherent, incoherent, kept_count
+from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream
 
 __all__ = ["Sample"]
+
+_BLOCK = 2**22  # elements of an estimate that may exist at a time, if the result is smaller
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,27 @@ class Sample(Sketch):
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         if self.per == "element":
-            return super()._grad_weight(compressed, grad_out)
-        # All rows share their features, so the product is formed for the kept ones alone.
-        return self._scatter(compressed, grad_out.mT @ compressed.kept[0], grad_out.shape[2])
+            return self._by_blocks(compressed, grad_out)
+        # All rows share their features, so the product is formed for the kept ones alone. It is scaled and added up
+        # over a stack in float32 at least.
+        product = grad_out.mT @ compressed.kept[0]
+        return self._scatter(compressed, product.to(compute_dtype(product.dtype)), len(product[0])).to(product.dtype)
+
+    def _by_blocks(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
+        """The product with the estimate, of which only a block of rows exists at a time."""
+        (values,), d = compressed.kept, compressed.shape[-1]
+        k, outputs, stream = values.shape[2], grad_out.shape[2], compressed.stream()
+        rows = max(outputs, _BLOCK // d)  # a block may be as large as the result
+        scale = 1 / 16 if values.dtype == torch.float16 else 1.0  # a feature may be drawn, and added up, several times
+        total = values.new_zeros(outputs, d, dtype=compute_dtype(grad_out.dtype))
+        for part, grad in zip(values.flatten(0, 1).split(rows), grad_out.flatten(0, 1).split(rows), strict=True):
+            index = self.indices(torch.Size((1, len(part), d)), stream)[0]  # the next ones of the same stream
+            block = _added(part, index, scale, part.new_zeros(len(part), d))
+            if total.dtype == grad.dtype:
+                total.addmm_(grad.t(), block)
+            else:
+                total.add_(grad.t() @ block)
+        return total.mul_(d / k / scale).to(grad_out.dtype)
 
     def _columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
         if self.per == "element":
@@ -93,16 +114,22 @@ class Sample(Sketch):
         """
         index = self.indices(compressed.stack, compressed.stream())
         d, k = compressed.shape[-1], index.shape[-1]
-        values, index = values.reshape(-1, k), index.view(-1, k)
-        dense = values.new_zeros(rows, d)
-        if kernels.usable(values.device, values.dtype):
-            kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(d / k), dense.numpy())
-            return dense
-        index = index.repeat_interleave(len(values) // len(index), 0)
-        # One after the other, so that sums are formed in the same order everywhere.
-        for part, places in zip((values * (d / k)).split(rows), index.split(rows), strict=True):
-            dense.scatter_add_(1, places, part)
+        return _added(values.reshape(-1, k), index.view(-1, k), d / k, values.new_zeros(rows, d))
+
+
+def _added(values: Tensor, index: Tensor, scale: float, dense: Tensor) -> Tensor:
+    """Adds ``values · scale`` ``[r, k]`` to places in the rows of ``dense``, which are used in turns.
+
+    ``index`` ``[i, k]`` holds the places, each row of it for ``r / i`` successive rows of ``values``.
+    """
+    if kernels.usable(values):
+        kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(scale), dense.numpy())
         return dense
+    index = index.repeat_interleave(len(values) // len(index), 0)
+    # One after the other, so that sums are formed in the same order everywhere.
+    for part, places in zip((values * scale).split(len(dense)), index.split(len(dense)), strict=True):
+        dense.scatter_add_(1, places, part)
+    return dense
 
 
 def systematic(d: int, k: int, draws: tuple[int, ...], stream: Stream) -> Tensor:

@@ -12,6 +12,7 @@ import rad
 from experiments.errors import UserError
 from experiments.methods import Checkpoint, Exact, Rad, SmallBatch, measured
 from experiments.models import CNN, MLP
+from rad.nn import Seeds
 
 PAPER = (784, 300, 300, 300, 10)
 
@@ -112,7 +113,7 @@ def test_checkpointing_is_exact_and_holds_less(segments):
     if segments == 2:  # more of them keep more inputs, fewer keep more of the last segment
         assert measured(method, model, (x, y), F.cross_entropy) < measured(Exact("e"), model, (x, y), F.cross_entropy)
     model.zero_grad()
-    method.prepare(model, torch.Generator())
+    method.prepare(model, Seeds(0))
     F.cross_entropy(model(x), y).backward()
     assert list(model.state_dict()) == keys
     for p, grad in zip(model.parameters(), exact, strict=True):
@@ -121,6 +122,6 @@ def test_checkpointing_is_exact_and_holds_less(segments):
 
 def test_checkpointing_says_what_it_cannot_do():
     with pytest.raises(UserError, match=r"segments must lie in \[1, 8\].*got 0"):
-        Checkpoint("checkpoint", 0).prepare(MLP(PAPER), torch.Generator())
+        Checkpoint("checkpoint", 0).prepare(MLP(PAPER), Seeds(0))
     with pytest.raises(UserError, match="nn.Sequential"):
-        Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), torch.Generator())
+        Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), Seeds(0))

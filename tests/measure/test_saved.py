@@ -108,8 +108,8 @@ def test_table():
     text = str(saved_bytes(lambda: model(normal(16, 40)).sum()))
     rows = [line.split() for line in text.splitlines()]
     assert len({len(line) for line in text.splitlines()}) == 1
-    assert ["0", "Project(budget=0.25)", "648"] in rows
-    assert ["1", "1", "bit", "per", "entry", "160"] in rows
+    assert ["0", "linear", "Project(budget=0.25)", "648"] in rows
+    assert ["1", "relu", "1", "bit", "160"] in rows
     assert ["total", "2,096"] in rows
     assert ["parameters,", "apart", "960"] in rows
 

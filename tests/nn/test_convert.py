@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sketches import SKETCHES, normal, seeded
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 import rad
-from rad.nn import Converted, register
+from rad.functional import RULES
+from rad.nn import Converted, Seeds
 
-SKETCH = rad.Project(0.3)
+SKETCH = rad.Rounding(bits=3)
 
 
 class Net(nn.Module):
@@ -23,31 +26,35 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Linear(12, 16), nn.ReLU(inplace=True), nn.Linear(16, 8, bias=False), nn.ReLU())
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 3)
+        self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.body(x)))
+        self.steps += 1
+        return self.head(F.gelu(self.norm(self.body(x))))
 
 
-class Doubled(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
+class Nest(nn.Module):
+    """Names that begin with one another."""
 
-
-class Scale(nn.Module):
-    def __init__(self, d: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(d))
+        self.block = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+        self.blocks = nn.ModuleList([nn.Linear(12, 12) for _ in range(12)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        for layer in (self.block, *self.blocks):
+            x = layer(x)
+        return x
 
 
-def types(model: nn.Module) -> dict[str, str]:
-    return {name: type(module).__name__ for name, module in model.named_modules()}
+def sketches(model: nn.Module) -> dict[str, rad.Sketch | None]:
+    return {name: module.recipe.sketch for name, module in model.named_modules() if isinstance(module, Converted)}
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
-    return list(torch.autograd.grad(model(normal(5, 12)).square().sum(), model.parameters()))
+def gradients(model: nn.Module, x: Tensor | None = None) -> list[Tensor]:
+    torch.default_generator.manual_seed(5)
+    out = model(normal(5, 12) if x is None else x)
+    return list(torch.autograd.grad(out.square().sum(), list(model.parameters())))
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -57,28 +64,26 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("make", SKETCHES.values(), ids=SKETCHES)
 def test_all_but_the_gradients_stay(make):
     model, ambient = Net(), torch.get_rng_state()
-    before, text, parameters = types(model), repr(model), list(model.parameters())
+    kinds, text, parameters = [type(m) for m in model.modules()], repr(model), list(model.parameters())
     out, exact, state = model(normal(5, 12)), gradients(model), copy.deepcopy(model.state_dict())
+    torch.set_rng_state(ambient)
 
     assert rad.convert(model, make(0.3)) is model
-    assert types(model) == before | {
-        "body.0": "RadLinear",
-        "body.1": "RadReLU",
-        "body.2": "RadLinear",
-        "body.3": "RadReLU",
-        "head": "RadLinear",
-    }
+    assert [type(m).__name__ for m in model.modules()] == [kind.__name__ for kind in kinds]
+    assert all(isinstance(m, kind) for m, kind in zip(model.modules(), kinds, strict=True))
+    assert repr(model) != text
     assert "budget=0.3" in repr(model)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == list(state)
     assert torch.equal(model(normal(5, 12)), out)
+    assert torch.equal(torch.get_rng_state(), ambient)
     assert not same(gradients(model), exact)
     model.load_state_dict(state)
 
     assert rad.revert(model) is model
-    assert (types(model), repr(model)) == (before, text)
+    assert ([type(m) for m in model.modules()], repr(model)) == (kinds, text)
+    assert not any("rad" in name for module in model.modules() for name in vars(module))
     assert same(gradients(model), exact)
-    assert torch.equal(torch.get_rng_state(), ambient)
 
 
 def test_exact_sketch_gives_exact_gradients():
@@ -86,87 +91,141 @@ def test_exact_sketch_gives_exact_gradients():
     torch.testing.assert_close(gradients(rad.convert(copy.deepcopy(model), rad.Exact())), gradients(model))
 
 
-def test_a_layer_alone():
-    layer = nn.Linear(3, 2)
-    assert rad.convert(layer, SKETCH).recipe.sketch == SKETCH
-    assert type(rad.revert(layer)) is nn.Linear
+def test_hooks_stay_and_run():
+    model, seen = Net(), []
+    model.head.register_forward_hook(lambda module, args, out: seen.append("after"))
+    model.head.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    model.head.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("back"))
+    model.head.weight.register_hook(lambda grad: seen.append("weight"))
+    rad.convert(model, SKETCH)
+    gradients(model)
+    assert sorted(seen) == ["after", "back", "before", "weight"]
+    rad.revert(model)
+    gradients(model)
+    assert len(seen) == 8
 
 
-@pytest.mark.parametrize(
-    ("skip", "left"), [(("head",), {"head"}), ("head", {"head"}), (["body"], {"body.0", "body.1", "body.2", "body.3"})]
-)
-def test_skip(skip, left):
+def test_optimizer_made_before_keeps_its_parameters():
     model = Net()
-    before, after = types(model), types(rad.convert(model, SKETCH, skip))
-    layers = {"head", "body.0", "body.1", "body.2", "body.3"}
-    assert {name for name in layers if after[name] == before[name]} == left
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    rad.convert(model, SKETCH)(normal(5, 12)).square().sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_skip_goes_by_whole_names():
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
-    rad.convert(model, SKETCH, skip=("1",))
-    assert [i for i, layer in enumerate(model) if type(layer) is nn.Linear] == [1]
+def test_a_layer_and_a_loss_alone():
+    layer = rad.convert(nn.Linear(3, 2), SKETCH)
+    assert layer.recipe.sketch == SKETCH
+    assert type(rad.revert(layer)) is nn.Linear
+    loss, logits = rad.convert(nn.CrossEntropyLoss(), SKETCH), normal(64, 40).requires_grad_()
+    assert rad.measure.saved_bytes(lambda: loss(logits, torch.zeros(64, dtype=torch.int64))).total < 0.2 * logits.nbytes
 
 
-def test_skip_by_either_name_of_a_shared_layer():
+def test_a_sketch_for_each_name_and_what_it_holds():
+    narrow, wide = rad.Rounding(bits=2), rad.Rounding(bits=8)
+    model = rad.convert(Nest(), {"block": narrow, "blocks": wide, "blocks.1": SKETCH})
+    found = sketches(model)
+    assert found[""] is None
+    assert found["block"] == found["block.0"] == found["block.1"] == narrow
+    assert found["blocks.1"] == SKETCH
+    # Prefixes are names, not beginnings of names.
+    assert found["blocks.0"] == found["blocks.10"] == found["blocks.11"] == wide
+    found = sketches(rad.convert(model, {"": narrow, "blocks.3": wide}, skip="block.1"))
+    assert (found["block.0"], found["block.1"], found["blocks.2"], found["blocks.3"]) == (narrow, None, narrow, wide)
+
+
+@pytest.mark.parametrize(("skip", "left"), [(("head",), ["head"]), ("body", ["body.0", "body.1", "body.2", "body.3"])])
+def test_what_is_skipped_is_stock(skip, left):
+    model = rad.convert(Net(), SKETCH, skip)
+    assert {name for name, few in sketches(model).items() if few is None} - {"body"} == set(left)
+    exact = dict(zip(dict(model.named_parameters()), gradients(rad.revert(copy.deepcopy(model))), strict=True))
+    noisy = dict(zip(dict(model.named_parameters()), gradients(model), strict=True))
+    # What lies above the skipped head has its gradient unchanged.
+    if skip == ("head",):
+        assert torch.equal(noisy["head.weight"], exact["head.weight"])
+
+
+def test_a_name_skipped_inside_one_with_a_sketch():
+    model = rad.convert(Nest(), {"blocks": SKETCH}, skip=["blocks.0", "blocks.1"])
+    found = sketches(model)
+    assert [i for i in range(12) if found[f"blocks.{i}"] is None] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_skip_by_either_name_of_a_shared_layer(name):
     layer = nn.Linear(2, 2)
     model = nn.ModuleDict({"first": layer, "second": layer, "other": nn.Linear(2, 2)})
-    for name in ("first", "second"):
-        rad.convert(model, SKETCH, skip=(name,))
-        assert type(layer) is nn.Linear
-        assert type(model["other"]) is not nn.Linear
+    rad.convert(model, SKETCH, skip=(name,))
+    assert layer.recipe.sketch is None
+    assert model["other"].recipe.sketch == SKETCH
 
 
-def test_unknown_name_lists_those_there_are():
+def test_a_shared_layer_draws_at_each_use():
+    layer = nn.Linear(12, 12)
+    model, numbers = nn.Sequential(layer, nn.ReLU(), layer), Seeds(0)
+    before = int(numbers.get_state())
+    rad.convert(model, rad.Project(0.3), generator=numbers)
+    gradients(model)
+    assert int(numbers.get_state()) - before == 2
+    torch.testing.assert_close(gradients(rad.convert(model, rad.Exact())), gradients(rad.revert(model)))
+
+
+@pytest.mark.parametrize("where", ["skip", "sketch"])
+def test_an_unknown_name_lists_those_there_are(where):
     model = Net()
-    with pytest.raises(ValueError, match="'tail'.*body, body.0, .*norm, head") as caught:
-        rad.convert(model, SKETCH, skip=("tail",))
-    assert "head" in str(caught.value)
-    assert types(model) == types(Net())
+    given = {"sketch": {"tail": SKETCH}} if where == "sketch" else {"sketch": SKETCH, "skip": ("tail",)}
+    with pytest.raises(ValueError, match=f"{where} names 'tail'.*body, body.0, .*norm, head"):
+        rad.convert(model, **given)
+    assert not any(isinstance(m, Converted) for m in model.modules())
 
 
-@pytest.mark.parametrize(("model", "skip"), [(nn.Tanh(), ()), (Doubled(2, 2), ()), (nn.Sequential(nn.ReLU()), ("0",))])
-def test_nothing_to_convert(model, skip):
-    with pytest.raises(ValueError, match=r"nothing to convert.*Conv2d.* Linear.* ReLU"):
-        rad.convert(model, SKETCH, skip)
+@pytest.mark.parametrize(("sketch", "skip"), [(SKETCH, ("",)), ({}, ()), ({"head": SKETCH}, ("head",))])
+def test_nothing_to_convert(sketch, skip):
+    with pytest.raises(ValueError, match="nothing to convert"):
+        rad.convert(Net(), sketch, skip)
 
 
-@pytest.mark.parametrize("sketch", [0.1, "project", None, rad.Project])
+@pytest.mark.parametrize("sketch", [0.1, "project", None, rad.Project, {"head": 0.1}])
 def test_not_a_sketch(sketch):
-    with pytest.raises(TypeError, match="sketch must be a Sketch"):
+    with pytest.raises(TypeError, match=r"sketch must be a Sketch such as rad.Rounding"):
         rad.convert(Net(), sketch)
 
 
-def test_a_forward_pass_of_its_own_is_left_alone():
-    model = rad.convert(nn.Sequential(Doubled(2, 2), nn.ReLU()), SKETCH)
-    assert [type(layer) for layer in model][0] is Doubled
+def test_not_a_module():
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, got function; wrap"):
+        rad.convert(lambda x: x, SKETCH)
+    with pytest.raises(ValueError, match="Net is not converted"):
+        rad.nn.seeds(Net())
 
 
 def test_converting_again_replaces():
     model = rad.convert(Net(), SKETCH)
     rad.convert(model, rad.Sample(0.5), skip=("head",))
     assert model.body[0].recipe.sketch == rad.Sample(0.5)
-    assert type(model.head) is nn.Linear
-    assert types(rad.revert(model)) == types(Net())
+    assert model.head.recipe.sketch is None
+    assert [type(m) for m in rad.revert(model).modules()] == [type(m) for m in Net().modules()]
+    assert rad.revert(model) is model  # nothing to undo
 
 
 def test_equal_seeds_give_equal_gradients():
     model = Net()
+    torch.default_generator.manual_seed(5)  # as before each pass
     default = [gradients(rad.convert(model, SKETCH)) for _ in range(2)]
-    seeds = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
+    drawn = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
     assert same(*default)
-    assert same(seeds[0], seeds[1])
-    assert not same(seeds[0], seeds[2])
-    assert not same(gradients(model), seeds[2])  # a new draw at every step
+    assert same(drawn[0], drawn[1])
+    assert not same(drawn[0], drawn[2])
+    assert not same(gradients(model), drawn[2])  # a new draw at every step
 
 
-def test_generator_state_resumes_a_run():
-    generator = seeded(3)
-    model = rad.convert(Net(), SKETCH, generator=generator)
+def test_the_state_of_the_seeds_resumes_a_run():
+    model = rad.convert(Net(), SKETCH)
     gradients(model)
-    state = generator.get_state()
+    state = rad.nn.seeds(model).get_state()
     following = gradients(model)
-    assert same(gradients(rad.convert(model, SKETCH, generator=torch.Generator().set_state(state))), following)
+    rad.nn.seeds(model).set_state(state)
+    assert same(gradients(model), following)
 
 
 def saved_and_loaded(model: nn.Module) -> nn.Module:
@@ -181,48 +240,119 @@ def test_copies_go_their_own_way(duplicate):
     model = rad.convert(Net(), SKETCH, generator=seeded(3))
     gradients(model)
     other = duplicate(model)
-    generators = {id(layer.recipe.generator) for layer in (other.body[0], other.body[2], other.head)}
-    assert len(generators) == 1
-    assert generators != {id(model.head.recipe.generator)}
+    assert {id(m.recipe.seeds) for m in other.modules()} == {id(rad.nn.seeds(other))}
+    assert {id(m.recipe.sharing) for m in other.modules()} == {id(other.recipe.sharing)}
+    assert rad.nn.seeds(other) is not rad.nn.seeds(model)
+    assert repr(other) == repr(model)
     assert same(gradients(other), gradients(model))
-    assert types(rad.revert(other)) == types(Net())
+    assert [type(m) for m in rad.revert(other).modules()] == [type(m) for m in Net().modules()]
+    assert isinstance(model.head, Converted)
 
 
-def test_optimizer_made_before_keeps_its_parameters():
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = [p.detach().clone() for p in model.parameters()]
-    rad.convert(model, SKETCH)(normal(5, 12)).square().sum().backward()
-    optimizer.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+@pytest.fixture
+def rules() -> Iterator[None]:
+    """Rules that a test adds are gone afterwards."""
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
 
 
-def test_shared_layer_draws_at_each_use():
-    layer, generator = nn.Linear(12, 12), seeded(0)
-    model = rad.convert(nn.Sequential(layer, nn.ReLU(), layer), rad.Exact())
-    stock = nn.Sequential(copy.deepcopy(rad.revert(layer)), nn.ReLU())
-    stock.append(stock[0])
-    rad.convert(model, rad.Exact())
-    torch.testing.assert_close(gradients(model), gradients(stock))
-    gradients(rad.convert(model, SKETCH, generator=generator))
-    reference = seeded(0)
-    for _ in range(2):
-        torch.randint(2**63 - 1, (), generator=reference)
-    assert torch.equal(generator.get_state(), reference.get_state())
+def swish(x: Tensor) -> Tensor:
+    if has_torch_function_unary(x):
+        return handle_torch_function(swish, (x,), x)
+    return x * torch.sigmoid(x)
 
 
-def test_register(monkeypatch):
-    module = importlib.import_module("rad.nn.convert")
-    monkeypatch.setattr(module, "_CONVERTED", dict(module._CONVERTED))
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return swish(x)
 
-    @register(Scale)
-    class RadScale(Converted, Scale):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.weight + 0 * self.recipe.sketch.budget
 
-    model = nn.Sequential(Scale(12), nn.Linear(12, 2))
-    assert type(rad.convert(model, SKETCH)[0]) is RadScale
-    gradients(model)
-    assert type(rad.revert(model)[0]) is Scale
-    with pytest.raises(TypeError, match="Net must derive from Converted and Scale"):
-        register(Scale)(Net)
+@pytest.mark.usefixtures("rules")
+def test_a_rule_for_a_function_of_ones_own():
+    x, calls = normal(40, 16).requires_grad_(), []
+
+    @rad.operation
+    def answer(keep: rad.functional.Keep, x: Tensor):
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            out = swish(at)
+        slope = keep.factor(torch.autograd.grad(out, at, torch.ones_like(out))[0])
+        return out.detach(), lambda kept, grad: kept.times(slope, grad)
+
+    @rad.rule(swish)
+    def rule(call: rad.functional.Call, x: Tensor) -> Tensor:
+        calls.append(call.sketch)
+        return answer(call, x)
+
+    def keep(model: nn.Module) -> int:
+        return rad.measure.saved_bytes(lambda: model(x)).total
+
+    model = Swish()
+    exact = torch.autograd.grad(model(x).sum(), x)[0]
+    stock = keep(model)
+    assert keep(rad.convert(model, SKETCH)) < 0.2 * stock
+    assert calls == [SKETCH]
+    assert torch.equal(model(x), swish(x))
+    rad.convert(model, rad.Rounding(bits=16))
+    torch.testing.assert_close(torch.autograd.grad(model(x).sum(), x)[0], exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("rules")
+def test_a_rule_may_pass():
+    rad.rule(torch.sin)(lambda call, x: NotImplemented)
+    x = normal(40, 16).requires_grad_()
+    model = rad.convert(Function(torch.sin), SKETCH)
+    assert torch.equal(torch.autograd.grad(model(x).sum(), x)[0], x.cos())
+
+
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Function(lambda x: (torch.zeros(3), torch.sign(x), F.gelu(x)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("skip", [(), "inner"])
+def test_the_default_device_holds_inside(skip):
+    model, x = rad.convert(Outer(), SKETCH, skip), normal(2).requires_grad_()
+    with torch.device("meta"):
+        assert [t.device.type for t in model(x)] == ["meta", "cpu", "cpu"]
+
+
+class Listening(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.heard.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_has_no_rule_is_seen_by_other_modes_and_once():
+    model = rad.convert(Outer(), SKETCH)
+    with Listening() as listening:
+        model(normal(2).requires_grad_())
+    assert [listening.heard.count(name) for name in ("zeros", "sign")] == [1, 1]
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, which functions hand on."""
+
+
+def test_classes_of_tensors_stay():
+    model = rad.convert(Function(torch.sign), SKETCH)
+    assert type(model(normal(4).as_subclass(Marked))) is Marked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -53,13 +53,13 @@ def test_every_draw_of_a_matrix(monkeypatch, sketch, method, outcomes):
     assert (grads.mean(0) - grad_out.t() @ x).abs().max() < 1e-12
 
 
-def rounding_case(monkeypatch):
+def rounding_case(monkeypatch, group_numbers=QUARTERS):
     """Two groups of four in 2 bits whose inner elements lie on quarters of the step that is really stored."""
     sketch = rad.Rounding(10 / 64, group=4)
     x = torch.tensor([[-1.0, 0, 0, 0.5], [3.0, 3, 3, 7.0]], dtype=torch.float64)
     low, step = sketch.compress(x).kept[1].double()[:, :, None]
     x[:, 1:3] = low + step * torch.tensor([[0.75, 1.25], [1.5, 2.0]], dtype=torch.float64)
-    draws = enumerate_draws(monkeypatch, sketch, x, "uniform", product(QUARTERS, repeat=2 + 4))
+    draws = enumerate_draws(monkeypatch, sketch, x, "uniform", product(*2 * [group_numbers], *4 * [QUARTERS]))
     assert len(sketch.compress(x).kept[0]) == 2
     return x, draws, step
 
@@ -67,7 +67,8 @@ def rounding_case(monkeypatch):
 @pytest.mark.usefixtures("kernels")
 def test_every_dither(monkeypatch):
     x, draws, step = rounding_case(monkeypatch)
-    bias = draws.mean(0) - x
+    # Of numbers that are quarters, ½ − u is an eighth on average; of multiples of 2^-23 it is nothing to speak of.
+    bias = draws.mean(0) - x - step / 8
     assert bias[:, 1:3].abs().max() < 1e-12
     # The ends of a range are off the grid, on which the mean is the next quarter below.
     assert ((-step / 4 < bias) & (bias < 1e-12)).all()
@@ -76,11 +77,23 @@ def test_every_dither(monkeypatch):
 @pytest.mark.usefixtures("kernels")
 def test_roundings_are_pairwise_independent(monkeypatch):
     x, draws, _ = rounding_case(monkeypatch)
-    covariance = torch.cov(draws.view(len(draws), -1).t(), correction=0)
-    # Each element takes one of two neighbouring levels, and uncorrelated variables of two values are independent.
-    assert all(len(column.unique()) <= 2 for column in draws.view(len(draws), -1).t())
-    assert (covariance - covariance.diag().diag()).abs().max() < 1e-12
-    assert covariance.diag().max() > 0.1
+    errors = (draws - x).view(len(draws), -1).t()
+    for values in (errors, errors.square(), (errors > 0).double()):
+        covariance = torch.cov(values, correction=0)
+        assert (covariance - covariance.diag().diag()).abs().max() < 1e-12
+        assert covariance.diag().max() > 0.01
+
+
+@pytest.mark.usefixtures("kernels")
+def test_products_of_two_elements_are_unbiased_less_the_noise_on_the_diagonal(monkeypatch):
+    # Dither of 1/8, 3/8, 5/8 and 7/8: ½ − u is nothing on average, its square (1 − 1/16)/12.
+    x, draws, step = rounding_case(monkeypatch, [u + 1 / 8 for u in QUARTERS])
+    inner = torch.tensor([1, 2, 5, 6])  # those that lie on the grid
+    x, draws = x.view(-1)[inner], draws.flatten(1)[:, inner]
+    excess = (draws[:, :, None] * draws[:, None, :]).mean(0) - x[:, None] * x
+    noise = (step.square() / 12 * 15 / 16).view(-1).repeat_interleave(2)
+    assert (draws.mean(0) - x).abs().max() < 1e-12
+    assert (excess - noise.diag()).abs().max() < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
@@ -99,14 +112,14 @@ def test_every_draw_of_sampling_and_rounding(monkeypatch):
     """Two of three features in two bits: every start of the sample with every dither."""
     sketch = rad.RoundedSample(0.25, group=2)
     # Bytes are whole: a budget for just this of so few elements does not exist.
-    monkeypatch.setattr(rad.RoundedSample, "split", lambda self, x: (2, 2))
+    monkeypatch.setattr(rad.RoundedSample, "split", lambda self, stack, itemsize: (2, 2))
     monkeypatch.setattr(rad.RoundedSample, "rank", lambda self, stack, itemsize, bits: 2)
     x = torch.tensor([[-1.0, 0, 3]], dtype=torch.float64)
     low, step = sketch.compress(x).kept[1].double()
     x[0, 1] = low + 1.75 * step
     draws = []
     for start, *dither in product(range(3), *[QUARTERS] * 3):
-        numbers = iter(dither)
+        numbers = cycle(dither)  # drawn, and replayed
         monkeypatch.setattr(Stream, "integers", lambda self, bound, shape, start=start: torch.full(shape, start))
         monkeypatch.setattr(
             Stream,
@@ -116,4 +129,5 @@ def test_every_draw_of_sampling_and_rounding(monkeypatch):
             ).view(shape),
         )
         draws.append(sketch.expand(sketch.compress(x)))
-    assert abs(torch.stack(draws).mean(0)[0, 1] - x[0, 1]) < 1e-12
+    # Of numbers that are quarters, ½ − u is an eighth on average.
+    assert abs(torch.stack(draws).mean(0)[0, 1] - step.item() / 8 - x[0, 1]) < 1e-12

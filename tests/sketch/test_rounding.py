@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -100,3 +102,72 @@ def test_variance_is_within_its_bound():
     per_element = step_of(sketch, kept[0], x.numel()).double().square().view(x.shape)
     bound = (per_element.sum(1) * grad_out.square().sum(1)).sum() / 4
     assert bound / 3 < errors.mean() < bound
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bits", [1, 3, 9])
+def test_noise_is_the_variance_of_each_error_whatever_the_value(bits, dtype):
+    x = torch.cat([normal(1, 300), normal(1, 300, seed=1).relu(), torch.zeros(1, 300)]).to(dtype)
+    sketch = rad.Rounding(bits=bits, group=100)
+    noise = sketch.noise(sketch.compress(x, seed=torch.tensor(0))).expand(x.shape)
+    errors = torch.stack([sketch.expand(sketch.compress(x, seed=torch.tensor(i))) - x for i in range(2000)]).double()
+    assert (noise[2] == 0).all()
+    assert (errors[:, 2] == 0).all()
+    # The square of a number uniform in ± half a step has the variance step⁴/180 = noise² 4/5.
+    ratio = errors[:, :2].square().mean(0) / noise[:2].double()
+    assert (ratio - 1).abs().max() < 5.5 * (0.8 / 2000) ** 0.5
+    assert errors.abs().max() <= (3 * noise.max().double()).sqrt() * 1.0001
+
+
+def test_dither_that_is_replayed_halves_the_variance():
+    """Against reading ``⌊v + u⌋`` without it, at the same bytes."""
+    gaussian, bits = normal(1, 2**16), 3
+    for x, bound in ((gaussian, 0.55), (gaussian.relu(), 1.1)):
+        sketch = rad.Rounding(bits=bits)
+        compressed = sketch.compress(x)
+        low, step = (t.float()[:, None] for t in compressed.kept[1])
+        fraction = ((x.view(-1, 256) - low) / step).frac()
+        assert sketch.noise(compressed).mean() <= bound * (fraction * (1 - fraction) * step.square()).mean()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(value):
+    x = normal(3, 256)
+    x[1, 7] = value
+    for sketch in (rad.Rounding(bits=3), rad.Rounding(bits=12)):
+        estimate = sketch.expand(sketch.compress(x))
+        assert estimate[1].isnan().all()
+        assert estimate[::2].isfinite().all()
+
+
+@pytest.mark.parametrize(("bits", "error"), [(0, ValueError), (17, ValueError), (3.0, ValueError), (True, ValueError)])
+def test_bad_bits_are_named(bits, error):
+    with pytest.raises(error, match=repr(bits)):
+        rad.Rounding(bits=bits)
+    with pytest.raises(TypeError, match="either"):
+        rad.Rounding(0.1, bits=3)
+
+
+def test_bits_say_what_is_kept_whatever_the_precision():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        assert len(rad.Rounding(bits=3).compress(normal(4, 256, dtype=dtype)).kept[0]) == 3
+    with pytest.warns(rad.sketch.LowBitsWarning, match="one bit"):
+        rad.Rounding(0.1).compress(normal(4, 256, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_groups(threads):
+    """As many as PyTorch uses; every group is rounded once, wherever parts begin."""
+    before = torch.get_num_threads()
+    sketch, x, seed = rad.Rounding(bits=3), normal(1, 2**18 + 77), torch.tensor(5)
+    expected = sketch.compress(x, seed=seed)
+    estimate = sketch.expand(expected)
+    try:
+        torch.set_num_threads(threads)
+        found = sketch.compress(x, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(found.kept, expected.kept, strict=True))
+        assert torch.equal(sketch.expand(found), estimate)
+    finally:
+        torch.set_num_threads(before)

@@ -31,7 +31,7 @@ def curves_figure(curves: pd.DataFrame) -> Figure:
         _draw_curves(axes, curves)
         counts = curves.drop_duplicates("run").groupby(["method", "budget"], dropna=False).size()
         n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-        axes.legend(title=f"kept of the fields; mean and range, n = {n}", fontsize=8)
+        axes.legend(title=f"mean and range, n = {n}", fontsize=8)
     return figure
 
 
@@ -82,7 +82,7 @@ def animate(theta: Tensor, problem: Problem, path: Path, frames: int = 80) -> Pa
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame) -> None:
     statistics = curve_statistics(curves, "train_loss")
-    for number, line in enumerate(lines(curves)):
+    for number, line in enumerate(lines(curves, name_all=True)):
         line.draw(axes, statistics, 2 + number / 100)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log")
     axes.set_xlim(left=0)

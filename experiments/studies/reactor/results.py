@@ -42,6 +42,7 @@ __all__ = [
     "reactor_markdown",
     "reactor_table",
     "shown_control",
+    "threads_of",
 ]
 
 # Where the published implementation is compared with: near the steady state.
@@ -55,7 +56,7 @@ def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: in
     theta, problem, title = shown_control(runs)
     save(control_figure(theta, problem, title), out / "control")
     table = reactor_table(runs, target)
-    with _threads_of(runs):
+    with threads_of(runs):
         costs, where = gradient_costs(runs, rounds, draws), here()
     table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
     head = [f"- Gradients: {where}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
@@ -65,7 +66,7 @@ def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: in
 
 
 @contextmanager
-def _threads_of(runs: Runs) -> Iterator[None]:
+def threads_of(runs: Runs) -> Iterator[None]:
     """As many threads as the runs had: what a gradient costs is the same in every table of them."""
     before = torch.get_num_threads()
     torch.set_num_threads(RunDir(Path(runs.runs["run"].iloc[0])).config().get("threads") or before)
@@ -147,7 +148,7 @@ def shown_control(runs: Runs) -> tuple[Tensor, Problem, str]:
     order = runs.runs.assign(other=runs.runs["method"] != "exact").sort_values(["other", "seed"])
     first = order.iloc[0]
     budget = "" if math.isnan(first["budget"]) else f", budget {first['budget']:g}"
-    title = f"control found by {look(first['method']).label}{budget}, seed {first['seed']}"
+    title = f"control of the reactor: {look(first['method']).label}{budget}, seed {first['seed']}"
     return *found(RunDir(Path(first["run"]))), title
 
 

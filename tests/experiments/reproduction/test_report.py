@@ -26,8 +26,8 @@ def report(tmp_path_factory) -> tuple[str, str]:
     main += [plan("rad_same", 2, (1,), status="running"), plan("small_batch", 2, 9 * (2,), status="failed")]
     other = [plan("rad_diff", 0, (2, 1), budget=0.5)]
     sweeps = (
-        Sweep("mnist_mlp", "python run.py -m the=sweep", False, tuple(main)),
-        Sweep("mnist_mlp", "python run.py -m other=budgets", True, tuple(other)),
+        Sweep("mnist_mlp", "methods", "python run.py -m the=sweep", False, tuple(main)),
+        Sweep("mnist_mlp", "budgets", "python run.py -m other=budgets", True, tuple(other)),
     )
     page = write_report(Plan("laptop", sweeps, (), {"mnist_mlp": 1.0}, 1.0), [], folder / "out", "me")
     return (folder / "out" / "report.md").read_text(), page.read_text()
@@ -66,7 +66,7 @@ def test_tables_say_what_the_runs_say(report):
 
 
 def test_fractions_show_the_method_at_all_budgets_beside_exact(report):
-    section = report[0].split("## Fully connected net on MNIST: fractions")[1]
+    section = report[0].split("## Fully connected net on toy: fractions")[1]
     shown = [cells(line)[:2] for line in section.splitlines() if re.match(r"\| (exact|RAD|smaller)", line)]
     assert shown == [["exact", "–"], ["RAD, different sample", "0.1"], ["RAD, different sample", "0.5"]]
 

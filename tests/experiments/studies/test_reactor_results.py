@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,24 +15,29 @@ from experiments.runs.configs import composed
 from experiments.runs.launch import launch
 from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
+from experiments.studies.reactor.figures import control_figure, curves_figure
 from experiments.studies.reactor.results import (
     THETA,
+    claim,
     cost_table,
     gradient_costs,
     publish_reactor,
     reactor_table,
-    verdict,
+    shown_control,
+    threads_of,
 )
-from rad.pde import reactor, simulate
+from rad.pde import reactor, simulate, trajectory
 from scripts.reactor import main
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
     """Two seeds of exact gradients, one of a sample, on a small grid; nobody writes to them."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
+    common = ["experiment=reactor", "scale=smoke", "iterations=6", "threads=1", f"runs={folder}"]
     for settings in ("method=exact seed=0", "method=exact seed=1", "method=rad_same budget=0.1"):
-        launch(composed(["experiment=reactor", "scale=smoke", "iterations=6", f"runs={folder}", *settings.split()]))
+        launch(composed([*common, *settings.split()]))
+    torch.set_num_threads(threads)
     return load_runs([folder])
 
 
@@ -77,17 +84,65 @@ def test_files_are_written(runs, tmp_path):
         *("control.pdf", "control.png", "curves.pdf", "curves.png", "table.csv", "table.md")
     }
     assert "`the command`" in text
-    assert len(pd.read_csv(tmp_path / "out" / "table.csv")) == 2
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert len(table) == 2
+    (line,) = [line for line in text.splitlines() if line.startswith("| RAD, same sample |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["RAD, same sample", "0.1", "1", f"{table['saved_bytes'][1]:,.0f}", cells[4]]
+    assert float(cells[4]) == pytest.approx(table["saved_bytes"][1] / table["saved_bytes"][0], abs=1e-5)
+    # Gradients are timed on as many threads as the runs had, whatever this process has.
+    assert "1 thread(s)" in next(line for line in text.splitlines() if line.startswith("- Gradients:"))
 
 
-def test_verdict_counts_finished_runs_of_one_percent_only():
-    rows = [("rad_same", 0.1, 2.0, True), ("rad_same", 0.01, 1.06, True), ("rad_even", 0.01, 1.0, True)]
-    rows += [("rad_proj", 0.01, 1.0, False)]
-    table = pd.DataFrame(rows, columns=["method", "bytes_ratio", "of_exact", "finished"]).assign(n=3)
-    said = verdict(table)
-    assert said.count("%: holds") == said.count("%: does not hold") == 1
-    assert "projection" not in said
-    assert "no verdict" in verdict(table[:1])
+def test_costs_are_measured_on_the_threads_of_the_runs(runs):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_of(runs):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_curves_are_those_of_the_records(runs):
+    (axes,) = curves_figure(runs.curves).axes
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    assert set(drawn) == {"exact", "RAD, same sample, budget 0.1"}
+    losses = runs.curves[runs.curves["method"] == "exact"].groupby("iteration")["train_loss"].mean()
+    assert drawn["exact"].get_xdata() == pytest.approx(losses.index)
+    assert drawn["exact"].get_ydata() == pytest.approx(losses)
+    assert "n = 1 to 2" in axes.get_legend().get_title().get_text()
+
+
+def test_control_is_shown_with_method_and_seed(runs):
+    theta, problem, title = shown_control(runs)
+    assert title == "control of the reactor: exact, seed 0"
+    figure = control_figure(theta, problem, title)
+    assert figure.get_suptitle() == title
+    above, below = figure.subfigs
+    pictures = [axes for axes in above.axes if axes.images]
+    fields, targets, away = (np.array([axes.images[0].get_array() for axes in pictures[i : i + 6]]) for i in (0, 6, 12))
+    np.testing.assert_allclose(away, fields - targets, atol=1e-6)
+    steps = torch.linspace(0, problem.steps - 1, 13, dtype=torch.float64).round().int().tolist()[1::2]
+    shown = trajectory(theta, problem, steps)
+    np.testing.assert_allclose(fields, shown.field.transpose(1, 2))
+    assert [axes.get_title() for axes in pictures[:6]] == [f"t = {t:.2f}" for t in shown.times]
+    (bars,) = [axes.containers[0] for axes in below.axes if axes.containers]
+    assert [bar.get_height() for bar in bars] == pytest.approx(theta.tolist())
+
+
+def test_claim_counts_finished_runs_of_one_percent_only():
+    rows = [("rad_same", 0.1, 2.0, 0.01, True), ("rad_same", 0.01, 1.06, 0.001, True)]
+    rows += [("rad_even", 0.01, 1.0, 0.001, True), ("rad_diff", 0.01, 1.06, 0.2, True)]
+    rows += [("rad_proj", 0.01, 1.0, 0.001, False)]
+    columns = ["method", "bytes_ratio", "of_exact", "final_half", "finished"]
+    table = pd.DataFrame(rows, columns=columns).assign(n=3, final=1.0)
+    verdicts = re.findall(r"\* RAD, (.*?) sample .*: (.*)\.", claim(table))
+    assert verdicts == [("same", "does not hold"), ("evenly spaced", "holds"), ("different", "not decided")]
+    assert "final loss 1.060 ± 0.212 of exact's (n = 3)" in claim(table)
+    assert "projection" not in claim(table)
+    assert "no verdict" in claim(table[:1])
 
 
 def test_cost_grows_with_grid_and_steps():

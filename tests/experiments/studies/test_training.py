@@ -103,13 +103,12 @@ def dropping(config, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_draws_goes_on_bit_for_bit(dropping, method):
     records, states = run(dropping(f"method={method}"))
-    for state in states:
-        resumed = dropping(f"method={method}")
-        torch.manual_seed(99)  # another process has drawn other numbers
-        resumed.restore(copy.deepcopy(state))
-        rest, later = run(resumed)
-        assert rest == [r for r in records if r["iteration"] > state["iteration"]]
-        assert equal(later[-1], states[-1])
+    middle, resumed = states[1], dropping(f"method={method}")
+    torch.manual_seed(99)  # another process has drawn other numbers
+    resumed.restore(copy.deepcopy(middle))
+    rest, later = run(resumed)
+    assert rest == [r for r in records if r["iteration"] > middle["iteration"] > 0]
+    assert equal(later, states[2:])
 
 
 @pytest.mark.parametrize("method", ["exact", "rad_diff"])

@@ -1,0 +1,212 @@
+"""Attention that keeps rounded probabilities, or exact queries and keys, and goes by blocks of rows.
+
+Shapes: ``b`` examples, ``h`` heads, ``l`` queries, ``s`` keys, ``e`` features of queries and keys, ``f`` of values.
+
+With ``P = softmax(q kᵀ · scale + mask)``, ``o = P v`` and ``g`` the gradient of ``o``: ``dP = g vᵀ``, ``dS = P ∘ (dP −
+Σ_s P dP)``, ``dq = dS k · scale``, ``dk = dSᵀ q · scale``, ``dv = Pᵀ g``. From estimates of ``P``, ``q``, ``k`` and
+``v`` with draws of their own all are unbiased, but for the square of ``P`` in ``dS``: its diagonal is too small by
+``noise(P) ∘ dP``, which is known without the values.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rad.functional.autocast import autocast
+from rad.functional.operation import Call, Handle, Keep, Kept, Summary, operation
+from rad.functional.registry import rule
+
+__all__ = ["attention"]
+
+# Elements of a block of probabilities, the most of them that are dense at a time.
+_BLOCK = 2**18
+# Causal rows are kept in so many spans, each without the keys that none of its rows sees.
+_SPANS = 8
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(
+    call: Call,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot product attention of ``query`` ``[b, h, l, e]``, ``key`` ``[b, h, s, e]``, ``value`` ``[b, h, s, f]``.
+
+    Kept are rounded probabilities, queries, keys and values; or, where that takes less, exact queries and keys from
+    which the probabilities are computed again. With dropout, one bit for each probability tells what was dropped.
+    """
+    if not call.sketch.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
+        return NotImplemented
+    if not 0 <= dropout_p < 1 or 0 in (query.numel(), key.numel(), value.numel()):
+        return NotImplemented
+    single = query.dim() == 3  # [b, l, e], without heads
+    operands = [autocast(t).unsqueeze(1) if single else autocast(t) for t in (query, key, value)]
+    mask = attn_mask
+    if mask is not None:
+        mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
+        mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
+    out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa)
+    return out.squeeze(1) if single else out
+
+
+@operation
+def _attention(
+    keep: Keep,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    drop: float,
+    causal: bool,
+    given: float | None,
+    gqa: bool,
+) -> tuple[Tensor, object]:
+    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa)
+    scale = q.shape[-1] ** -0.5 if given is None else given
+    wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
+    factors = wants_q or wants_k or wants_mask
+    blocks = _blocks(q.shape, k.shape[-2], causal)
+    shapes = q.shape, k.shape, v.shape
+    groups = q.shape[1] // k.shape[1]
+    again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
+    q_ = keep.exact(q) if again else keep.factor(q, wants_k)
+    k_ = keep.exact(k) if again else keep.factor(k, wants_q)
+    v_ = keep.factor(v, factors)
+    mask_ = keep.exact(mask, again or wants_mask)
+    p_: list[Handle | None] = []
+    dropped_: list[Handle | None] = []
+    for block in blocks:
+        p_.append(None if again else keep.factor(_probabilities(q, k, mask, scale, causal, groups, block)))
+        dropped_.append(None if dropped is None else keep.bits(block.of(dropped) != 0))
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = kept.dense(q_), kept.dense(k_), kept.dense(v_), kept[mask_]
+        grad_q, grad_k, grad_v = (
+            grad.new_zeros(shape) if want else None
+            for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
+        )
+        grad_mask = torch.zeros_like(mask) if wants_mask else None
+        for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
+            if handle is None:
+                p, noise = _probabilities(q, k, mask, scale, causal, groups, block), None
+            else:
+                item = kept[handle]
+                p, noise = (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
+            passed = None if bits is None else kept[bits].to(p.dtype).div_(1 - drop)
+            g = grad[block.examples, :, block.rows]
+            if grad_v is not None:
+                used = p if passed is None else p * passed
+                grad_v[block.examples, :, block.keys] += _summed(used.mT @ g, groups)
+            if not factors:
+                continue
+            slope = g @ _repeated(v[block.examples, :, block.keys], groups).mT
+            if passed is not None:
+                slope = slope * passed
+            inner = (slope - (p * slope).sum(-1, keepdim=True)).mul_(p)
+            if noise is not None:
+                inner = inner.addcmul_(noise, slope)
+            if grad_mask is not None:
+                part = _masked_part(grad_mask, block)
+                part += inner.sum_to_size(part.shape)
+            if grad_q is not None:
+                grad_q[block.examples, :, block.rows] = (
+                    inner @ _repeated(k[block.examples, :, block.keys], groups)
+                ).mul_(scale)
+            if grad_k is not None:
+                part = (inner.mT @ q[block.examples, :, block.rows]).mul_(scale)
+                grad_k[block.examples, :, block.keys] += _summed(part, groups)
+        return grad_q, grad_k, grad_v, grad_mask
+
+    return out, backward
+
+
+class _Block:
+    """Some examples, the rows of a span, and the keys that these see."""
+
+    def __init__(self, examples: slice, rows: slice, keys: slice) -> None:
+        self.examples, self.rows, self.keys = examples, rows, keys
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The block of ``[b, h, l, s]``."""
+        return matrix[self.examples, :, self.rows, self.keys]
+
+
+def _blocks(query: torch.Size, keys: int, causal: bool) -> list[_Block]:
+    b, h, queries, _ = query
+    rows = -(-queries // _SPANS) if causal else queries
+    rows = max(1, min(rows, _BLOCK // max(1, h * keys)))
+    examples = max(1, _BLOCK // max(1, h * rows * keys))
+    return [
+        _Block(
+            slice(first, min(b, first + examples)),
+            slice(row, min(queries, row + rows)),
+            slice(0, min(keys, row + rows) if causal else keys),
+        )
+        for first in range(0, b, examples)
+        for row in range(0, queries, rows)
+    ]
+
+
+def _stock(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, causal: bool, scale: float | None, gqa: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and with dropout what is zero where a probability was dropped."""
+    if drop == 0:
+        out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
+        return out, None
+    # Where there is dropout PyTorch takes this way itself on a CPU; it alone tells what was dropped.
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        q, k, v, mask, drop, causal, None, scale=scale, enable_gqa=gqa
+    )
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool, groups: int, block: _Block
+) -> Tensor:
+    """``P`` of a block, zeros in rows that see no key."""
+    scores = (q[block.examples, :, block.rows] * scale) @ _repeated(k[block.examples, :, block.keys], groups).mT
+    if causal:
+        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu_(1)
+        scores.masked_fill_(hidden[block.rows, block.keys], -torch.inf)
+    if mask is not None:
+        part = _masked_part(mask, block)
+        scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+    return torch.ops.aten._safe_softmax(scores, -1)
+
+
+def _masked_part(mask: Tensor, block: _Block) -> Tensor:
+    """The part of a mask ``[b or 1, h or 1, l or 1, s or 1]`` that a block meets."""
+    examples, rows, keys = (
+        slice(None) if mask.shape[axis] == 1 else part
+        for axis, part in ((0, block.examples), (2, block.rows), (3, block.keys))
+    )
+    return mask[examples, :, rows, keys]
+
+
+def _repeated(x: Tensor, groups: int) -> Tensor:
+    """Keys or values ``[b, h / groups, s, e]``, once for each query head."""
+    return x if groups == 1 else x.repeat_interleave(groups, 1)
+
+
+def _summed(x: Tensor, groups: int) -> Tensor:
+    """Undoes ``_repeated`` for gradients."""
+    return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)
+
+
+def _cheaper_again(fraction: float, q: Tensor, k: Tensor, blocks: list[_Block]) -> bool:
+    """Whether exact queries and keys take less than rounded ones with rounded probabilities."""
+    exact = q.numel() + k.numel()
+    heads = q.shape[1]
+    probabilities = sum(
+        heads * (block.examples.stop - block.examples.start) * (block.rows.stop - block.rows.start) * block.keys.stop
+        for block in blocks
+    )
+    return exact < fraction * (probabilities + exact)

@@ -1,0 +1,106 @@
+"""Products of matrices: each operand's gradient is formed from a summary of the other.
+
+Shapes: ``n`` rows, ``d`` input and ``o`` output features; ``[..., n, d]`` stacks of matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rad.functional.autocast import autocast
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.registry import rule
+
+__all__ = ["addmm", "baddbmm", "linear", "matmul"]
+
+
+@rule(F.linear)
+def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input weightᵀ + bias`` for ``input`` ``[..., d]``, ``weight`` ``[o, d]``; keeps a summary of the input.
+
+    The gradients of input and bias are exact where ``weight`` is a parameter: along any path from a parameter to the
+    loss only one Jacobian, ∂output/∂weight, is randomized (§4.2 of the paper).
+    """
+    call.cast = autocast
+    return _linear(call, input, weight, bias) if weight.dim() == 2 else NotImplemented
+
+
+@operation
+def _linear(keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    wants_bias = keep.wants(bias)
+    x_, weight_ = keep.end(x, weight), keep.factor(weight, keep.wants(x))
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_weight = None if x_ is None else kept[x_].grad_weight(rows)
+        grad_x = None if weight_ is None else grad @ kept.dense(weight_).to(grad.dtype)
+        return grad_x, grad_weight, rows.sum(0) if wants_bias else None
+
+    return F.linear(x, weight, bias), backward
+
+
+@rule(torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__)
+def matmul(call: Call, input: Tensor, other: Tensor) -> Tensor:
+    """Product of (stacks of) matrices, as ``torch.matmul``; keeps a summary of each operand whose partner needs it."""
+    if input.dim() < 2 or other.dim() < 2:
+        return NotImplemented
+    call.cast = autocast
+    return _addmm(call, None, input, other, torch.matmul)
+
+
+@rule(Tensor.__rmatmul__)
+def _rmatmul(call: Call, other: Tensor, input: Tensor) -> Tensor:
+    return matmul(call, input, other)
+
+
+@rule(torch.addmm, Tensor.addmm)
+def addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``beta · input + alpha · mat1 mat2``."""
+    call.cast = autocast
+    return _addmm(call, input, mat1, mat2, torch.addmm, beta=beta, alpha=alpha)
+
+
+@rule(torch.baddbmm, Tensor.baddbmm)
+def baddbmm(call: Call, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``beta · input + alpha · batch1 batch2``."""
+    call.cast = autocast
+    return _addmm(call, input, batch1, batch2, torch.baddbmm, beta=beta, alpha=alpha)
+
+
+@operation
+def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any, **scales: float) -> Any:
+    alpha, beta = scales.get("alpha", 1), scales.get("beta", 1)
+    shapes, wants_bias = tuple(None if t is None else t.shape for t in (bias, a, b)), keep.wants(bias)
+    rows = b.dim() == 2  # all matrices of the stack are multiplied by the same
+    a_ = keep.end(a, b) if rows and keep.is_leaf(b) else keep.factor(a, keep.wants(b))
+    b_ = keep.factor(b, keep.wants(a))
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [grad if wants_bias else None, None, None]
+        # One estimate at a time.
+        if a_ is not None:
+            item = kept[a_]
+            if rows and isinstance(item, Summary):
+                grads[2] = item.grad_weight(grad.reshape(-1, grad.shape[-1])).mT
+            elif rows:
+                grads[2] = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ grad.reshape(-1, grad.shape[-1])
+            else:
+                grads[2] = _estimate(item).to(grad.dtype).mT @ grad
+            del item
+        if b_ is not None:
+            grads[1] = grad @ kept.dense(b_).to(grad.dtype).mT
+        for i, (shape, scale) in enumerate(zip(shapes, (beta, alpha, alpha), strict=True)):
+            g = grads[i]
+            if g is not None:
+                grads[i] = (g if scale == 1 else g * scale).sum_to_size(shape)  # pyright: ignore
+        return tuple(grads)
+
+    return function(a, b) if bias is None else function(bias, a, b, **scales), backward
+
+
+def _estimate(item: Tensor | Summary) -> Tensor:
+    return item.dense() if isinstance(item, Summary) else item

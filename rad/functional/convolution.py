@@ -1,0 +1,274 @@
+"""Convolutions that keep a sketch of their input.
+
+Shapes: ``n`` images, ``c`` input and ``o`` output channels, ``h × w`` input and ``y × x`` output positions, ``q``
+offsets of the kernel (its height times its width), ``k`` kept input positions, ``g`` groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rad.functional.autocast import autocast
+from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.registry import rule
+from rad.sketch import kernels
+from rad.sketch.rounding import compute_dtype
+
+__all__ = ["convolution"]
+
+_CHUNK = 2**19  # elements of gathered gradients held at a time: a few MB, which a processor's cache holds
+
+
+def _register(function: Any, dims: int, transposed: bool) -> None:
+    names = (
+        "input",
+        "weight",
+        "bias",
+        "stride",
+        "padding",
+        *(("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")),
+    )
+    defaults = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+
+    @rule(function)
+    def answer(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+        given = defaults | dict(zip(names, args, strict=False)) | kwargs
+        return convolution(call, function, dims, transposed, **given)
+
+
+def convolution(
+    call: Call,
+    function: Any,
+    dims: int,
+    transposed: bool,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Extent,
+    padding: Extent | str,
+    output_padding: Extent,
+    dilation: Extent,
+    groups: int,
+) -> Tensor:
+    """A convolution or transposed convolution over ``dims`` dimensions, with a weight gradient from a summary of ``x``.
+
+    The sketch summarizes the positions of each channel: its matrix has the ``n · c`` channels for rows and their
+    ``h · w`` positions for features, as in the paper. Where all rows keep the same few positions, the weight gradient
+    of a plain 2d convolution is computed from them alone. The gradients of input and bias are exact (§4.2).
+
+    Args:
+        call: The call that is answered.
+        function: The torch function, such as ``torch.nn.functional.conv2d``.
+        dims: Dimensions of space.
+        transposed: Whether it is a transposed convolution.
+        input: Images ``[n, c, h, w]``, or one image ``[c, h, w]``.
+        weight: ``[o, c / groups, height, width]``; transposed ``[c, o / groups, height, width]``.
+        bias: ``[o]`` or ``None``.
+        stride: Of the kernel, for all dimensions or each, here and below.
+        padding: Zeros on each side, ``"valid"`` for none or ``"same"`` for as many as keep the size.
+        output_padding: Of a transposed convolution: what is added to the size of the output.
+        dilation: Distance between the offsets of the kernel.
+        groups: Into how many the channels are divided.
+
+    Returns:
+        What ``function`` returns, bit for bit.
+    """
+    if input.dim() not in (dims + 1, dims + 2) or weight.dim() != dims + 2:
+        return NotImplemented  # the stock function says what is wrong
+    call.cast = autocast
+    single = input.dim() == dims + 1
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if transposed:
+        options["output_padding"] = output_padding
+    out = _convolution(call, input[None] if single else input, weight, bias, function, transposed, options)
+    return out.squeeze(0) if single else out
+
+
+@operation
+def _convolution(
+    keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None, function: Any, transposed: bool, options: dict[str, Any]
+) -> Any:
+    out = function(x, weight, bias, **options)  # checks all shapes
+    wants_bias, shape, sizes = keep.wants(bias), x.shape, weight.shape
+    x_ = keep.end(x, weight, math.prod(shape[2:]))
+    weight_ = keep.factor(weight, keep.wants(x))
+    planar = not transposed and len(shape) == 4
+    geometry = _Geometry.of(x, weight, **options) if planar else None
+    moves = None if planar else _moves(sizes, transposed, **options)
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = autocast(grad)
+        # The weight first: the dense estimate that it may need is gone when the gradient of the input is formed.
+        grad_weight = grad_x = None
+        if geometry is not None:
+            grad_weight = None if x_ is None else _grad_weight(kept[x_], grad, geometry)
+            grad_x = None if weight_ is None else _grad_input(kept.dense(weight_).to(grad.dtype), grad, geometry)
+        else:
+            if x_ is not None:
+                operands = kept.dense(x_).to(grad.dtype), stand_in(sizes, grad)
+                grad_weight = _stock_backward(grad, *operands, moves, [False, True, False])[1]  # pyright: ignore
+            if weight_ is not None:
+                operands = stand_in(shape, grad), kept.dense(weight_).to(grad.dtype)
+                grad_x = _stock_backward(grad, *operands, moves, [True, False, False])[0]  # pyright: ignore
+        return grad_x, grad_weight, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
+
+    return out, backward
+
+
+class _Moves(NamedTuple):
+    """The arguments of PyTorch's own gradient; ``extra`` columns and rows of zeros come behind the input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    extra: tuple[int, ...]
+
+
+def _moves(
+    weight: torch.Size,
+    transposed: bool,
+    stride: Extent,
+    padding: Extent | str,
+    dilation: Extent,
+    groups: int,
+    output_padding: Extent = 0,
+) -> _Moves:
+    dims = len(weight) - 2
+    around, extra = _around(weight, padding, dilation)
+    return _Moves(
+        extents(stride, dims), around, extents(dilation, dims), transposed, extents(output_padding, dims), groups, extra
+    )
+
+
+def _around(weight: torch.Size, padding: Extent | str, dilation: Extent) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zeros before the input along each dimension, and how many more there are behind it, as ``"same"`` may need."""
+    dims = len(weight) - 2
+    if padding != "same":
+        return extents(0 if isinstance(padding, str) else padding, dims), (0,) * dims
+    total = [d * (size - 1) for d, size in zip(extents(dilation, dims), weight[2:], strict=True)]
+    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+
+
+def _stock_backward(grad: Tensor, x: Tensor, weight: Tensor, moves: _Moves, mask: list[bool]) -> tuple[Tensor, ...]:
+    size = x.shape
+    if any(moves.extra):
+        x = F.pad(x, [n for extra in reversed(moves.extra) for n in (0, extra)])
+    grads = torch.ops.aten.convolution_backward(grad, x, weight, None, *moves[:-1], mask)
+    if mask[0] and any(moves.extra):
+        for axis, length in enumerate(size[2:], 2):
+            grads = (grads[0].narrow(axis, 0, length), *grads[1:])
+    return grads
+
+
+class _Geometry(NamedTuple):
+    """Shapes of a convolution's operands and how the kernel moves.
+
+    ``padding`` is that above and to the left; ``extra`` rows below and columns to the right come on top of the same
+    there, as ``padding="same"`` needs for a kernel of even size.
+    """
+
+    input: torch.Size
+    weight: torch.Size
+    stride: Pair
+    padding: Pair
+    extra: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(
+        cls, x: Tensor, weight: Tensor, stride: Extent, padding: Extent | str, dilation: Extent, groups: int
+    ) -> _Geometry:
+        around, extra = _around(weight.shape, padding, dilation)
+        return cls(x.shape, weight.shape, pair(stride), pair(around), pair(extra), pair(dilation), groups)
+
+
+def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
+    # As a transposed convolution: PyTorch's own routine for this gradient would ask for an input to read its shape,
+    # and copy even one that has no memory of its own.
+    beyond = [
+        to.input[2 + i] + to.extra[i] + 2 * to.padding[i] - to.dilation[i] * (to.weight[2 + i] - 1) - 1
+        for i in range(2)
+    ]
+    rest = [b % stride for b, stride in zip(beyond, to.stride, strict=True)]  # of rows and columns no kernel reaches
+    grad = F.conv_transpose2d(grad_out, weight, None, to.stride, to.padding, rest, to.groups, to.dilation)
+    return grad[:, :, : to.input[2], : to.input[3]]
+
+
+def _grad_weight(summary: Summary, grad_out: Tensor, to: _Geometry) -> Tensor:
+    index, values = summary.columns()
+    if index is not None:
+        return _grad_weight_at(index, values.view(*to.input[:2], -1), grad_out, to)
+    x = values.view(to.input)
+    if any(to.extra):
+        x = F.pad(x, (0, to.extra[1], 0, to.extra[0]))
+    # Of the weight only the shape is read.
+    moves = (to.stride, to.padding, to.dilation, False, (0, 0), to.groups)  # no transposed convolution
+    weight = stand_in(to.weight, grad_out)
+    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, *moves, [False, True, False])[1]
+
+
+def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
+    """The weight gradient of images that are ``values`` ``[n, c, k]`` at the positions ``index`` and zero elsewhere.
+
+    Per offset of the kernel, a position meets one output at most. The gradients of these are gathered, for some
+    images and positions at a time, so that they take a quarter of the memory of the dense images at most.
+    """
+    n, c, k = values.shape
+    o, _, *kernel = to.weight
+    offsets = kernel[0] * kernel[1]
+    rows = grad_out.reshape(n, o, -1)
+    room = min(to.input.numel() // 4, _CHUNK) // (o * offsets)
+    positions = min(k, max(room, 1))
+    images = max(room // positions, 1)
+    # Sums of many chunks, so not in half precision.
+    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=compute_dtype(values.dtype))
+    for places, part in zip(index.split(positions), values.split(positions, 2), strict=True):
+        met = _outputs_met(places, grad_out.shape[2:], to)
+        for kept, grads in zip(part.split(images), rows.split(images), strict=True):
+            kept = kept.transpose(0, 1).reshape(to.groups, c // to.groups, -1)
+            total += kept @ _gather(grads, met).view(to.groups, -1, kept.shape[2]).mT
+    grad = total.view(to.groups, c // to.groups, o // to.groups, *kernel).transpose(1, 2)
+    return grad.reshape(to.weight).to(values.dtype)
+
+
+def _outputs_met(index: Tensor, size: torch.Size, to: _Geometry) -> Tensor:
+    """The output position that each kernel offset takes each input position ``index`` ``[k]`` to; ``[q, k]``.
+
+    int32 among the ``y · x`` outputs, or −1 if there is none.
+    """
+    inside, place = torch.ones((), dtype=torch.bool, device=index.device), torch.zeros_like(index)
+    coordinates = (index // to.input[3], index % to.input[3])
+    for axis, at in enumerate(coordinates):
+        offsets = to.dilation[axis] * torch.arange(to.weight[2 + axis], device=index.device)
+        offsets = offsets[:, None, None] if axis == 0 else offsets[None, :, None]
+        start = at + to.padding[axis] - offsets  # stride times the output's coordinate
+        out = start // to.stride[axis]
+        inside = inside & (start % to.stride[axis] == 0) & (out >= 0) & (out < size[axis])
+        place = place * size[axis] + out
+    return place.where(inside, -1).view(-1, len(index)).to(torch.int32)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows`` ``[b, o, y · x]`` at the places ``index`` ``[q, j]``, zero at negative ones; ``[o, q, b, j]``."""
+    (b, o), (q, j) = rows.shape[:2], index.shape
+    if kernels.usable(rows):
+        out = rows.new_empty(o, q, b, j)
+        kernels.gather(rows.numpy(), index.numpy(), out.numpy())
+        return out
+    picked = rows.index_select(2, index.clamp(min=0).view(-1)).view(b, o, q, j)
+    return picked.masked_fill_(index < 0, 0).permute(1, 2, 0, 3).contiguous()
+
+
+for _dims in (1, 2, 3):
+    _register(getattr(F, f"conv{_dims}d"), _dims, transposed=False)
+    _register(getattr(F, f"conv_transpose{_dims}d"), _dims, transposed=True)

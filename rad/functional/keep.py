@@ -1,0 +1,226 @@
+"""What an operation keeps for its backward pass, and how it finds it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rad.functional.sharing import Sharing
+from rad.sketch import Compressed, Sketch, tracing
+
+__all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
+
+# What is not larger than this is kept as it is: a summary with its seed and ranges would hardly be smaller.
+_SMALL = 256
+
+
+# Called with how something is kept, "exact", "1 bit" or a sketch, and with the tensors; see ``rad.measure``.
+listeners: list[Callable[[str, list[Tensor]], None]] = []
+
+
+class Call:
+    """One call of a torch function inside a converted module.
+
+    Attributes:
+        sketch: The summary to keep.
+        seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
+        sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
+        held: Ids of tensors that are held whatever is kept, besides those that are leaves.
+    """
+
+    def __init__(
+        self,
+        sketch: Sketch,
+        seed: Callable[[], Tensor],
+        sharing: Sharing | None = None,
+        held: frozenset[int] = frozenset(),
+    ) -> None:
+        self.sketch, self.seed, self.sharing, self.held = sketch, seed, sharing, held
+        self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Handle(NamedTuple):
+    """A place among what an operation keeps."""
+
+    index: int
+
+
+class Summary:
+    """An estimate of a tensor, as the backward pass finds it."""
+
+    def __init__(self, sketch: Sketch, compressed: Compressed, shape: torch.Size) -> None:
+        self.sketch, self.compressed, self.shape = sketch, compressed, shape
+
+    def dense(self) -> Tensor:
+        """The unbiased estimate, of the tensor's own shape."""
+        return tracing.expand(self.sketch, self.compressed).view(self.shape)
+
+    def noise(self) -> Tensor | None:
+        """The variance of each element of ``dense()``, of its shape; ``None`` where the tensor itself is kept."""
+        if self.compressed.exact:
+            return None
+        noise = tracing.noise(self.sketch, self.compressed)
+        return noise.expand(self.compressed.shape).reshape(self.shape)
+
+    def columns(self) -> tuple[Tensor | None, Tensor]:
+        """The estimate without the features that are zero in all rows; see ``Sketch.columns``."""
+        return tracing.columns(self.sketch, self.compressed)
+
+    def grad_weight(self, grad: Tensor) -> Tensor:
+        """``gradᵀ x`` ``[o, d]`` for gradients ``[..., o]`` of the rows of ``x`` ``[..., d]``."""
+        if self.shape.numel() == 0:
+            return grad.new_zeros(grad.shape[-1], self.shape[-1])
+        return tracing.grad_weight(self.sketch, self.compressed, grad)
+
+
+class Keep:
+    """What an operation keeps for its backward pass; given to it as its first argument."""
+
+    def __init__(self, call: Call, tensors: Sequence[Tensor], wanted: Sequence[bool], leaves: Sequence[bool]) -> None:
+        self._call, self._tensors = call, tensors
+        self._wanted = {id(t): w for t, w in zip(tensors, wanted, strict=True)}
+        self._leaves = {id(t): leaf for t, leaf in zip(tensors, leaves, strict=True)}
+        self.fresh: list[Tensor] = []  # kept tensors that are not inputs
+        self.items: list[tuple[Any, list[int]]] = []  # how to read each handle; places: ≥ 0 inputs, < 0 fresh
+        self.dirty: list[Tensor] = []
+
+    @property
+    def sketch(self) -> Sketch:
+        """The sketch of this call."""
+        return self._call.sketch
+
+    @property
+    def serves_factors(self) -> bool:
+        """Whether the sketch serves factors inside a path, and not only its end."""
+        return self.sketch.serves_factors and not self.sketch.exact
+
+    def wants(self, tensor: Tensor | None) -> bool:
+        """Whether a gradient of this argument is asked for."""
+        return tensor is not None and self._wanted.get(id(tensor), False)
+
+    def is_leaf(self, tensor: Tensor) -> bool:
+        """Whether this argument is a parameter or a leaf like one, which is held whatever we keep."""
+        return self._leaves.get(id(tensor), False)
+
+    def overwrites(self, tensor: Tensor) -> None:
+        """Says that this argument is changed in place."""
+        self.dirty.append(tensor)
+
+    def exact(self, tensor: Tensor | None, wanted: bool = True) -> Handle | None:
+        """Keeps a tensor as it is, if it is wanted; an argument costs nothing that is held anyway."""
+        return None if tensor is None or not wanted else self._add(None, [tensor])
+
+    def bits(self, mask: Tensor, bits: int = 1) -> Handle:
+        """Keeps small non-negative integers, or whether values are not zero, in so many bits each; exactly."""
+        return self.packed(tracing.pack(mask, bits), mask.shape, bits)
+
+    def packed(self, packed: Tensor, shape: torch.Size, bits: int = 1) -> Handle:
+        """Keeps integers that were packed already."""
+        return self._add((bits, shape), [packed])
+
+    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None, stack: bool = False) -> Handle | None:
+        """Keeps a summary of what multiplies the gradient into that of ``weight``, if there is one to come.
+
+        A parameter's gradient is the end of its paths, so all operations that are given this tensor share one draw.
+
+        Args:
+            tensor: What to summarize.
+            weight: The operand whose gradient it forms.
+            features: Columns of the matrix to summarize, by default the size of the last dimension.
+            stack: Whether ``tensor`` is a stack ``[m, n, d]`` of matrices with a draw each.
+        """
+        if not self.wants(weight):
+            return None
+        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack)
+
+    def factor(self, tensor: Tensor, wanted: bool = True, features: int | None = None) -> Handle | None:
+        """Keeps a summary, with a draw of its own, of a factor that paths go through: of a derivative, say.
+
+        The tensor itself is kept where it is a parameter or another leaf, which is held anyway, where the sketch does
+        not serve factors, and where nothing would be saved.
+        """
+        if not wanted:
+            return None
+        if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
+            return self.exact(tensor)
+        return self._sketch(tensor, features, None)
+
+    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
+        if features is None:
+            features = tensor.shape[-1] if tensor.dim() else 1
+        matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
+        cast = self._call.cast
+
+        def make() -> Compressed:
+            return tracing.compress(self.sketch, cast(tensor).reshape(matrix), self._call.seed)
+
+        compressed = make() if sharing is None else sharing.summary(tensor, (self.sketch, matrix), make)
+        tensors, layout = compressed.split()
+        return self._add((self.sketch, layout, tensor.shape), list(tensors))
+
+    def _add(self, how: Any, tensors: list[Tensor]) -> Handle:
+        for listener in listeners:
+            listener(_described(how), tensors)
+        places = []
+        for tensor in tensors:
+            place = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
+            if place is None:
+                self.fresh.append(tensor)
+                place = -len(self.fresh)
+            places.append(place)
+        self.items.append((how, places))
+        return Handle(len(self.items) - 1)
+
+
+def _described(how: Any) -> str:
+    if how is None or (len(how) == 3 and how[0].exact):
+        return "exact"
+    return str(how[0]) if len(how) == 3 else f"{how[0]} bit{'s' if how[0] > 1 else ''}"
+
+
+class Kept:
+    """What ``Keep`` kept, by handle."""
+
+    def __init__(self, items: list[tuple[Any, list[int]]], tensors: dict[int, Tensor]) -> None:
+        self._items, self._tensors = items, tensors
+
+    def __getitem__(self, handle: Handle | None) -> Any:
+        """The tensor of ``exact``, the integers of ``bits`` (uint8), or the ``Summary`` of a sketch; else ``None``."""
+        if handle is None:
+            return None
+        how, places = self._items[handle.index]
+        tensors = [self._tensors[place] for place in places]
+        if how is None:
+            return tensors[0]
+        if len(how) == 2:
+            bits, shape = how
+            return tracing.unpack(tensors[0], bits, shape.numel()).view(shape)
+        sketch, layout, shape = how
+        return Summary(sketch, Compressed.join(tensors, layout), shape)
+
+    def packed(self, handle: Handle) -> Tensor:
+        """The bits of ``bits`` as they are kept."""
+        return self._tensors[self._items[handle.index][1][0]]
+
+    def dense(self, handle: Handle | None) -> Any:
+        """The tensor, or the estimate of it."""
+        item = self[handle]
+        return item.dense() if isinstance(item, Summary) else item
+
+    def times(self, handle: Handle, grad: Tensor) -> Tensor:
+        """``grad`` times the tensor or its estimate, in the memory of the estimate where that is ours to overwrite."""
+        item = self[handle]
+        if isinstance(item, Tensor):
+            return grad * item
+        estimate = item.dense()
+        alike = estimate.dtype == grad.dtype and estimate.shape == grad.shape
+        if item.compressed.exact or not alike or tracing.transformed():
+            return grad * estimate
+        return estimate.mul_(grad)

@@ -1,0 +1,138 @@
+"""Softmax, log-softmax and cross-entropy, which keep rounded probabilities.
+
+``∂x = p (g − ⟨p, g⟩)`` is quadratic in ``p``: with an estimate ``p̂`` whose elements have pairwise independent errors
+of variance ``v`` its expectation is too small by ``v g``, which is known without the values. The others are linear in
+``p``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.registry import rule
+
+__all__ = ["cross_entropy", "log_softmax", "softmax"]
+
+
+@rule(F.softmax)
+def _softmax(
+    call: Call, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    return NotImplemented if dim is None else softmax(call, input, dim, dtype)
+
+
+@rule(torch.softmax, Tensor.softmax)
+def softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
+    if not call.sketch.serves_factors or not isinstance(dim, int):
+        return NotImplemented
+    return _normalized(call, input, dim, dtype)
+
+
+@operation
+def _normalized(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> Any:
+    out = torch.softmax(x, dim, dtype)
+    p_ = keep.factor(out)
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        item = kept[p_]
+        p, noise = (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
+        grad_x = (p * grad).sum(dim, keepdim=True).neg_().add(grad).mul_(p)
+        return grad_x if noise is None else grad_x.addcmul_(grad, noise)
+
+    return out, backward
+
+
+@rule(F.log_softmax)
+def _log_softmax(
+    call: Call, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    return NotImplemented if dim is None else log_softmax(call, input, dim, dtype)
+
+
+@rule(torch.log_softmax, Tensor.log_softmax)
+def log_softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
+    if not call.sketch.serves_factors or not isinstance(dim, int):
+        return NotImplemented
+    return _logarithmic(call, input, dim, dtype)
+
+
+@operation
+def _logarithmic(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> Any:
+    out = torch.log_softmax(x, dim, dtype)
+    p_ = keep.factor(out.exp())
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        return torch.sub(grad, kept.times(p_, grad.sum(dim, keepdim=True).expand_as(grad)))  # pyright: ignore
+
+    return out, backward
+
+
+@rule(F.cross_entropy)
+def cross_entropy(
+    call: Call,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of logits ``[n, C, ...]`` or ``[C]``; keeps rounded probabilities.
+
+    With ``G`` the gradient of the logarithms of the probabilities, which depends on the target alone, that of the
+    logits is ``G − p Σ_c G``.
+    """
+    old = size_average is not None or reduce is not None
+    if not call.sketch.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
+        return NotImplemented
+    if input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type):
+        input = input.float()
+    return _cross_entropy(call, input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+@operation
+def _cross_entropy(
+    keep: Keep, x: Tensor, target: Tensor, weight: Tensor | None, ignore: int, reduction: str, smoothing: float
+) -> Any:
+    out = F.cross_entropy(x, target, weight, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing)
+    axis = min(x.dim() - 1, 1)
+    p_ = keep.factor(torch.softmax(x, axis))
+    target_, weight_ = keep.exact(target), keep.exact(weight)
+    shape = x.shape
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        target, weight = kept[target_], kept[weight_]
+        classes = shape[axis]
+        gains = None if weight is None else weight.to(grad.dtype).view(-1, *(1,) * (len(shape) - axis - 1))
+        if target.is_floating_point():
+            count = max(target.numel() // classes, 1) if reduction == "mean" else 1
+            soft = target.to(grad.dtype) * (1 - smoothing) + smoothing / classes
+            inner = soft if gains is None else soft * gains
+        else:
+            place = target.unsqueeze(axis)
+            valid = place != ignore
+            place = place.where(valid, 0)
+            each = valid.to(grad.dtype)
+            if weight is not None:
+                each = each * weight.to(grad.dtype)[place]
+            count = each.sum() if reduction == "mean" else 1
+            inner = grad.new_zeros(shape)
+            if smoothing:
+                spread = valid.to(grad.dtype) * (smoothing / classes)
+                inner += spread if gains is None else spread * gains
+            inner.scatter_add_(axis, place, each * (1 - smoothing))
+        scale = grad.unsqueeze(axis) if reduction == "none" else grad
+        inner = inner * (scale / count)  # of the logarithms, but for the sign
+        total = inner.sum(axis, keepdim=True)
+        return kept.times(p_, total.expand(shape)) - inner  # pyright: ignore
+
+    return out, backward

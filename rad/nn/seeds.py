@@ -1,0 +1,62 @@
+"""Seeds for the summaries of a converted model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["Seeds", "Split"]
+
+_RANK = 1 << 52  # between the seeds of two processes
+_DRAW = 1 << 40  # between those of one call in a traced graph; more calls than that there will not be
+
+
+class Seeds:
+    """One seed after the other, from a state that can be saved; no global generator is touched.
+
+    Where a process group exists each of its ranks has seeds of its own, whatever they started from.
+
+    Args:
+        first: Where to start: a number, a generator from which one is drawn, or ``None`` for the seed with which the
+            global generator was initialized, which is only read.
+    """
+
+    def __init__(self, first: int | torch.Generator | None = None) -> None:
+        if not isinstance(first, torch.Generator):
+            # Drawn, so that neighbouring numbers lead to seeds far apart.
+            first = torch.Generator().manual_seed(torch.initial_seed() if first is None else first)
+        start = int(torch.randint(2**51 - 1, (), generator=first, device=first.device))
+        self._state = torch.tensor(start - 2**50, dtype=torch.int64)
+
+    def next(self) -> Tensor:
+        """A seed that was not given before, int64 scalar on the CPU."""
+        # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
+        seed, self._state = self._state, self._state + 1
+        if dist.is_available() and dist.is_initialized():
+            seed = seed + dist.get_rank() * _RANK
+        return seed
+
+    def get_state(self) -> Tensor:
+        """Where the seeds have got to; ``set_state`` goes on from there, bit for bit."""
+        return self._state
+
+    def set_state(self, state: Tensor) -> None:
+        """Goes on from what ``get_state`` returned."""
+        self._state = state.clone()
+
+
+class Split:
+    """Seeds made from one that ``Seeds`` gave, for a call whose draws are not known when it is taken.
+
+    Args:
+        first: The seed.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self._first, self._given = first, 0
+
+    def next(self) -> Tensor:
+        """A seed that was not given before, int64 scalar on the CPU."""
+        self._given += 1
+        return self._first if self._given == 1 else self._first + (self._given - 1) * _DRAW

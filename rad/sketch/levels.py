@@ -1,0 +1,271 @@
+"""Elements rounded to packed levels of the range of their group, and back, with replayed dither.
+
+Plain PyTorch is the reference, on every device; the compiled loops do the same, bit for bit, in one pass over memory
+each way. ``Rounding`` says what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rad.sketch import kernels
+from rad.sketch.bits import pack, packed_bytes, unpack
+from rad.sketch.kernels import compiled
+
+__all__ = [
+    "RANGE_BYTES",
+    "compute_dtype",
+    "grouped",
+    "lowest",
+    "read_step",
+    "rebuild",
+    "round_to_levels",
+    "stored_range",
+]
+
+_RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
+_TINY = torch.finfo(_RANGE_DTYPE).tiny  # the smallest step, for groups of equal values
+RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def stored_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Lowest value and step, bfloat16 and rounded outward, for values that lie between ``low`` and ``high``."""
+    stored_low = lowest(low)
+    step = (high - stored_low.to(high.dtype)).mul_(_stretch(bits)).clamp_min_(_TINY).to(_RANGE_DTYPE)
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    return stored_low.where(finite, torch.nan), step.where(finite, torch.nan)
+
+
+def lowest(low: Tensor) -> Tensor:
+    """``low`` in bfloat16, where that is not the number itself one that is less."""
+    nearest = low.to(_RANGE_DTYPE)
+    # A 128th of a number of eight significant bits is at least their last one.
+    return nearest.where(nearest.to(low.dtype) <= low, torch.sub(nearest, nearest.abs(), alpha=2.0**-7))
+
+
+def read_step(step: Tensor) -> Tensor:
+    """Steps as they are read: none at all in groups of equal values, whose step is the smallest there is."""
+    return step.where(step != _TINY, 0)
+
+
+def _stretch(bits: int) -> float:
+    """What turns a group's width into its step."""
+    # The step must stay too large, by a margin that covers the arithmetic with it, after it has been rounded to eight
+    # significant bits: a stretch of 2^-7 outweighs that.
+    return (1 + 2.0**-7) / (2**bits - 1)
+
+
+def round_to_levels(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[Tensor, Tensor]:
+    """``⌊v + u⌋`` for elements at ``v`` steps above the lowest of their group.
+
+    Args:
+        x: Elements ``[count]``, in groups of ``size`` in turn, the last one maybe of fewer.
+        size: Elements to a group.
+        width: Bits of a level.
+        dither: A number in [0, 1) for each group, then one for each place in a group; ``u`` is their sum modulo 1.
+
+    Returns:
+        Packed levels ``[width, ceil(count / 8)]``, and bfloat16 ``[2, groups]``: lowest values and steps, NaN for a
+        group with an element that is not finite.
+    """
+    groups = len(dither) - size
+    if kernels.usable(x, torch.bfloat16):
+        packed = x.new_empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
+        ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
+        real = dither.numpy().dtype.type
+        arrays = (_array(x), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
+        kernels.shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY))
+        return packed, ranges
+    rows = grouped(x.to(dither.dtype), size)
+    low, step = stored_range(rows.amin(1), rows.amax(1), width)
+    u = (dither[:groups, None] + dither[groups:]).frac_()
+    steps = (rows - low.to(u.dtype)[:, None]).mul_(step.to(u.dtype).reciprocal()[:, None]).add_(u)
+    levels = steps.nan_to_num_(0, 0, 0).view(-1)[: len(x)].to(torch.int32)
+    return pack(levels, width), torch.stack([low, step])
+
+
+def rebuild(packed: Tensor, ranges: Tensor, size: int, dither: Tensor, out: Tensor) -> Tensor:
+    """``low + (level + ½ − u) · step`` by groups, written to ``out`` ``[count]``; see ``round_to_levels``."""
+    groups = ranges.shape[1]
+    if kernels.usable(out, torch.bfloat16):
+        arrays = (packed.numpy(), _array(ranges), dither.numpy(), _array(out))
+        kernels.shared(_rebuild, groups, size, *arrays, size, dither.numpy().dtype.type(_TINY))
+        return out
+    low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
+    rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)
+    rows.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())
+    return out.copy_(rows.mul_(step).add_(low).view(-1)[: len(out)])
+
+
+def grouped(x: Tensor, size: int) -> Tensor:
+    """``x`` ``[count]`` as ``[groups, size]``, the last group filled up with the last value."""
+    missing = -len(x) % size
+    return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, size)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """The memory of a tensor; bfloat16, which numpy does not know, as unsigned integers."""
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+# Bits of a floating-point number as an integer of the same order: these are flipped where the sign is set.
+_KEYS = {np.float32: np.array([2**31 - 1, 31], np.int32), np.float64: np.array([2**63 - 1, 63], np.int64)}
+_16 = np.uint32(16)
+
+
+@compiled
+def _load(x, values):
+    """``values = x`` in wider precision where ``x`` holds the bits of bfloat16."""
+    if x.itemsize == 2:
+        bits = values.view(np.uint32)
+        for i in range(x.size):
+            bits[i] = np.uint32(x[i]) << _16
+    else:
+        for i in range(x.size):
+            values[i] = x[i]
+
+
+@compiled
+def _store(values, out):
+    """``out = values``, rounded to the bits of bfloat16 where ``out`` holds such."""
+    if out.itemsize == 2:
+        bits = values.view(np.uint32)
+        for i in range(out.size):
+            out[i] = _bfloat16(bits[i])
+    else:
+        for i in range(out.size):
+            out[i] = values[i]
+
+
+@compiled
+def _bfloat16(bits):
+    """The upper half of the bits of a float32, rounded to nearest even."""
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> _16) & np.uint32(1))) >> _16)
+
+
+@compiled
+def _extremes(keys, flip, sign):
+    """Lowest and highest of integers that stand for floating-point numbers, those of NaN outside those of infinity."""
+    low = high = keys[0] ^ ((keys[0] >> sign) & flip)
+    for i in range(keys.size):
+        key = keys[i] ^ ((keys[i] >> sign) & flip)
+        low, high = min(low, key), max(high, key)
+    return low ^ ((low >> sign) & flip), high ^ ((high >> sign) & flip)
+
+
+@compiled
+def _to_levels(x, low, inverse, by_group, by_place, zero, one, lower, upper, width):
+    """The two bytes of ``(x − low) · inverse + u``, the upper one only if levels are wider than a byte."""
+    if width <= 8:
+        for i in range(x.size):
+            u = by_group + by_place[i]
+            u -= one if u >= one else zero
+            lower[i] = np.uint8(np.int32((x[i] - low) * inverse + u))
+    else:
+        for i in range(x.size):
+            u = by_group + by_place[i]
+            u -= one if u >= one else zero
+            level = np.int32((x[i] - low) * inverse + u)
+            lower[i], upper[i] = np.uint8(level & 255), np.uint8(level >> 8)
+
+
+@compiled
+def _from_levels(lower, upper, width, low, step, shift, by_place, half, one, zero, out):
+    """``low + (level + ½ − u) · step``, with ``shift`` for ½ less the number of the group in ``u``."""
+    if width <= 8:
+        for i in range(out.size):
+            u = shift - by_place[i]
+            u += one if u <= -half else zero
+            out[i] = (by_place.dtype.type(lower[i]) + u) * step + low
+    else:
+        for i in range(out.size):
+            u = shift - by_place[i]
+            u += one if u <= -half else zero
+            out[i] = (by_place.dtype.type(np.int32(lower[i]) + (np.int32(upper[i]) << 8)) + u) * step + low
+
+
+@compiled
+def _round(x, dither, packed, ranges, flip, size, stretch, tiny, first, last):
+    """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
+    groups, width = ranges.shape[1], packed.shape[0]
+    by_place, values = dither[groups:], np.empty(size, dither.dtype)
+    zero, one = dither.dtype.type(0), dither.dtype.type(1)
+    found, stored = np.empty(2, dither.dtype), np.empty(2, np.float32)
+    found_keys, stored_bits = found.view(flip.dtype), stored.view(np.uint32)
+    together = 8 // math.gcd(size, 8)  # groups that fill whole bytes
+    lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
+    for block in range(first, last, together):
+        behind = min(min(block + together, last) * size, x.size) - block * size
+        lower[behind : behind + 8] = 0
+        upper[behind : behind + 8] = 0
+        for g in range(block, min(block + together, last)):
+            part = x[g * size : (g + 1) * size]
+            own = values[: part.size]
+            _load(part, own)
+            at = (g - block) * size
+            low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
+            found_keys[0], found_keys[1] = _extremes(own.view(flip.dtype), flip[0], flip[1])
+            if not (np.isfinite(found[0]) and np.isfinite(found[1])):
+                ranges[0, g] = ranges[1, g] = 0x7FC0  # NaN
+                low_bytes[:] = 0
+                high_bytes[:] = 0
+                continue
+            stored[0] = found[0]
+            stored_bits[0] = np.uint32(_bfloat16(stored_bits[0])) << _16
+            if dither.dtype.type(stored[0]) > found[0]:
+                stored[0] -= abs(stored[0]) * np.float32(2.0**-7)
+                stored_bits[0] = np.uint32(_bfloat16(stored_bits[0])) << _16
+            low = dither.dtype.type(stored[0])
+            stored[1] = max((found[1] - low) * stretch, tiny)
+            ranges[0, g], ranges[1, g] = _bfloat16(stored_bits[0]), _bfloat16(stored_bits[1])
+            stored_bits[1] = np.uint32(ranges[1, g]) << _16
+            inverse = one / dither.dtype.type(stored[1])
+            _to_levels(own, low, inverse, dither[g], by_place, zero, one, low_bytes, high_bytes, width)
+        start = block * size // 8
+        count = (behind + 7) // 8
+        for j in range(width):
+            row, level = packed[j, start : start + count], lower if j < 8 else upper
+            kernels.flags_to_bits(level[: 8 * count].view(np.uint64), np.uint64(j & 7), row)
+
+
+@compiled
+def _rebuild(packed, ranges, dither, out, size, tiny, first, last):
+    """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first."""
+    groups, width = ranges.shape[1], packed.shape[0]
+    by_place, values = dither[groups:], np.empty(size, dither.dtype)
+    half, one, zero = dither.dtype.type(0.5), dither.dtype.type(1), dither.dtype.type(0)
+    stored = np.empty(2, np.float32)
+    stored_bits = stored.view(np.uint32)
+    together = 8 // math.gcd(size, 8)
+    lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
+    for block in range(first, last, together):
+        behind = min(min(block + together, last) * size, out.size) - block * size
+        start, count = block * size // 8, (behind + 7) // 8
+        planes = packed[:, start : start + count]
+        kernels.bits_to_bytes(planes[:8], lower[: 8 * count].view(np.uint64))
+        if width > 8:
+            kernels.bits_to_bytes(planes[8:], upper[: 8 * count].view(np.uint64))
+        for g in range(block, min(block + together, last)):
+            part = out[g * size : (g + 1) * size]
+            at = (g - block) * size
+            low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
+            stored_bits[0], stored_bits[1] = np.uint32(ranges[0, g]) << _16, np.uint32(ranges[1, g]) << _16
+            low, step = dither.dtype.type(stored[0]), dither.dtype.type(stored[1])
+            if step == tiny:
+                step = zero
+            shift = half - dither[g]
+            numbers = (low_bytes, high_bytes, width, low, step, shift, by_place, half, one, zero)
+            if out.itemsize == 2:
+                _from_levels(*numbers, values[: part.size])
+                _store(values[: part.size], part)
+            else:
+                _from_levels(*numbers, part)

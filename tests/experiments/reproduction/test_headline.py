@@ -1,0 +1,106 @@
+"""Ratios of iterations with their intervals and bounds, against all resamples, and the table of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from trained import training
+
+from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
+
+
+def table(**iterations: tuple) -> pd.DataFrame:
+    """Iterations to a target by method, seeds in order; None where a run did not get there after 100."""
+    rows = [
+        {"method": method, "seed": seed, "iterations": n or 100, "met": n is not None}
+        for method, values in iterations.items()
+        for seed, n in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_ratio_of_means_and_its_interval():
+    found = table(a=(10, 20, 30), b=(20, 40, 60), c=(40, 40, 40))
+    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 3)  # seeds are resampled in pairs
+    ratio = ratio_of_means(found, "a", "c")
+    assert ratio.value == 0.5
+    assert 0.25 <= ratio.low < 0.5 < ratio.high <= 0.75
+
+
+def test_the_interval_is_that_of_all_resamples():
+    a, b = np.array([13.0, 29, 31, 47, 83]), np.array([50.0, 20, 70, 90, 40])
+    ratio = ratio_of_means(table(a=tuple(a), b=tuple(b)), "a", "b")
+    drawn = np.array(list(itertools.product(range(5), repeat=5)))
+    low, high = np.percentile(a[drawn].mean(1) / b[drawn].mean(1), [2.5, 97.5])
+    assert (ratio.low, ratio.high) == pytest.approx((low, high), rel=0.01)
+
+
+def test_only_seeds_of_both_count():
+    found = table(a=(10, 20, 90), b=(20, 40))
+    assert ratio_of_means(found, "a", "b") == Ratio(0.5, 0.5, 0.5, 2)
+    none = ratio_of_means(found.drop(index=[0, 1]), "a", "b")
+    assert (none.n, none.bound) == (0, "–")
+
+
+def test_a_run_that_did_not_get_there_gives_a_bound():
+    found = table(a=(10, None), b=(50, 50), c=(None, 50))
+    above, below, neither = (ratio_of_means(found, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c")))
+    assert (above.bound, above.value) == (">", 1.1)
+    assert (below.bound, below.value) == ("<", 1 / 1.1)
+    assert str(neither) == neither.bound == "–"
+    # The bound varies from seed to seed as the ratio does: here from 0.2 to 2, which decides nothing.
+    assert above.interval().above(1) is None
+    assert below.interval().below(1) is None
+    assert neither.interval().within(0, 1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "below", "above"),
+    [(("fast", "never"), True, False), (("never", "fast"), False, True), (("last", "never"), True, False)],
+)
+def test_bounds_decide_where_all_seeds_agree(pair, below, above):
+    interval = ratio_of_means(table(fast=(20, 30), last=(100, 100), never=(None, None)), *pair).interval()
+    assert (interval.below(1), interval.above(1)) == (below, above)
+
+
+def test_a_bound_decides_on_one_side_only():
+    found = table(fast=(20, 30), never=(None, None))
+    assert ratio_of_means(found, "fast", "never").interval().below(0.1) is None  # what it would have taken is not known
+    assert ratio_of_means(found, "never", "fast").interval().above(9) is None
+
+
+def test_a_single_seed_decides_nothing():
+    for ratio in (
+        ratio_of_means(table(a=(10,), b=(20,)), "a", "b"),
+        ratio_of_means(table(a=(10,), b=(None,)), "a", "b"),
+    ):
+        assert math.isnan(ratio.low)
+        assert ratio.interval().below(1) is None
+    assert ratio_of_means(table(a=(10,)), "a", "b").bound == "–"
+
+
+RUNS = training(exact=(20, 20), small_batch=(60, 60), rad_same=(40, 40), rad_diff=(20, 20), rad_proj=(None, None))
+
+
+def test_first_evaluation_below_the_target_counts():
+    found = reached(RUNS, 1.0).set_index(["method", "seed"])
+    assert found.loc[("rad_same", 0), ["iterations", "train_seconds", "epochs"]].tolist() == [40, 4, 2]
+    assert found.loc[("small_batch", 1), "epochs"] == pytest.approx(60 * 20 / 3000)
+    assert not found.loc[("rad_proj", 0), "met"]
+    assert found.loc[("rad_proj", 0), "iterations"] == 600
+
+
+def test_speed_table_says_what_the_records_say():
+    rows = {row["method"]: row for row in speed_table(RUNS, 1.0, ("small_batch", "exact"))}
+    assert rows["RAD, different sample"]["iterations ÷ smaller batch"] == "0.33 (0.33 to 0.33)"
+    assert rows["RAD, different sample"]["bytes ÷ exact"] == "0.100"
+    assert rows["RAD, same sample"]["iterations"] == "40"
+    assert rows["RAD, same sample"]["seconds of training ÷ exact"] == "2.00 (2.00 to 2.00)"
+    assert rows["RAD, same sample"]["epochs ÷ smaller batch"] == "5.00 (5.00 to 5.00)"
+    assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
+    assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00"
+    assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"

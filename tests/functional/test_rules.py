@@ -1,0 +1,133 @@
+"""Every rule against stock PyTorch: equal values to the bit, equal gradients where nothing is rounded, little kept."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, aliases, quiet, uncovered
+from torch import Tensor
+
+import rad
+from rad.nn import Seeds
+
+every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+every_name = pytest.mark.parametrize("case", CASES + aliases(), ids=[case.name for case in CASES + aliases()])
+pytestmark = quiet
+WHOLE = rad.Rounding(1.0)  # the rules' own gradients of what is kept as it is
+FEW = rad.Rounding(bits=3)
+
+
+def test_every_rule_has_a_case():
+    assert not uncovered()
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
+@every_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
+def test_values_statistics_and_random_numbers_are_those_of_stock(case, dtype):
+    stock = case.run(None, dtype)
+    for sketch in (FEW, WHOLE, rad.Project(0.9)):
+        ours = case.run(sketch, dtype)
+        assert len(ours.out) == len(stock.out)
+        assert all(map(same, ours.out, stock.out))
+        assert all(map(torch.equal, ours.buffers, stock.buffers))
+        assert torch.equal(ours.random, stock.random)
+
+
+@every_name
+def test_gradients_are_those_of_stock_where_nothing_is_rounded(case):
+    torch.testing.assert_close(case.run(WHOLE).grads, case.run().grads, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(case.run(rad.Exact()).grads, case.run().grads, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        case.run(WHOLE, torch.float32).grads, case.run(None, torch.float32).grads, rtol=1e-4, atol=1e-5
+    )
+
+
+@every_case
+def test_sixteen_bits_are_nearly_exact(case):
+    for ours, stock in zip(case.run(rad.Rounding(bits=16)).grads, case.run().grads, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=0, atol=2e-3 * float(stock.abs().max()) if stock.numel() else 0)
+
+
+@every_case
+def test_gradients_are_formed_only_where_they_are_asked_for(case):
+    stock = case.run().grads
+    for i, place in enumerate(case.places):
+        (grad,) = case.run(WHOLE, wanted=[place]).grads
+        torch.testing.assert_close(grad, stock[i], rtol=1e-9, atol=1e-11)
+        case.run(FEW, wanted=[place])
+
+
+@every_case
+def test_nothing_is_drawn_or_kept_without_a_gradient_to_come(case):
+    seeds = Seeds(0)
+    before = seeds.get_state()
+    with torch.no_grad():
+        out = case.call(case.tensors(), FEW, seeds)
+    frozen = case.call(case.tensors(wanted=[]), FEW, seeds)
+    assert torch.equal(seeds.get_state(), before)
+    for result in (out, frozen):
+        first = result[0] if isinstance(result, tuple) else result
+        assert first.grad_fn is None
+
+
+def nodes(node: Any) -> list[Any]:
+    found, left = [], [node]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            left += [following for following, _ in node.next_functions]
+    return found
+
+
+def tensors_in(value: Any, seen: set[int]) -> list[Tensor]:
+    """All tensors that can be reached from attributes, items and closures."""
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    elif isinstance(value, types.FunctionType):
+        parts = [c.cell_contents for c in value.__closure__ or ()] + [*(value.__defaults__ or ()), value.__kwdefaults__]
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType, rad.Sketch)):
+        parts = list(vars(value).values())
+    else:
+        parts = []
+    return [t for part in parts for t in tensors_in(part, seen)]
+
+
+@every_case
+def test_a_gradient_function_holds_no_tensors_but_the_saved(case):
+    out = case.call(case.tensors(), FEW)
+    out = out[0] if isinstance(out, tuple) else out
+    for node in nodes(out.grad_fn):
+        if hasattr(node, "job"):
+            assert not tensors_in(node.job, set()), f"{case.name}: {node.job.function}"
+
+
+def held(case: Case, sketch: rad.Sketch | None) -> int:
+    tensors = case.tensors()
+
+    def first() -> Tensor:
+        out = case.call(tensors, sketch)
+        return out[0] if isinstance(out, tuple) else out
+
+    return rad.measure.saved_bytes(first).total
+
+
+@every_case
+def test_no_more_is_kept_than_by_stock(case):
+    assert held(case, FEW) <= held(case, None)
