@@ -243,3 +243,12 @@ def test_without_wandb_the_way_out_is_named(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit, match=r"pip install -e '\.\[wandb\]', or tracker=none"):
         cli("tracker=wandb")
+
+
+def test_a_label_that_no_output_stands_for_is_found_before_its_batch_comes(cli, digits, tmp_path):
+    labels = np.zeros(300, np.uint8)
+    labels[-1] = 9
+    write_digits(digits, y_train=labels, y_test=labels[:60])
+    with pytest.raises(SystemExit, match="the model cannot train on mnist.*Target 9 is out of bounds"):
+        cli("model.widths=[784,9]", "bootstrap=false", "method=exact")
+    assert not (tmp_path / "runs").exists()
