@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 __all__ = ["Count", "Finite", "Natural", "Positive", "Strict", "fit", "sentence"]
 
@@ -52,7 +52,9 @@ def fit(hint: Any, value: Any) -> None:
         ValueError: What must be otherwise, to be read after the value's name.
     """
     if is_dataclass(hint):
-        hint = InstanceOf[hint]  # not something to be made of what stands there
+        if not isinstance(value, hint):  # nor is it made of what stands there
+            raise ValueError(f"must be a {hint.__name__}, got {reprlib.repr(value)}")
+        return
     if get_origin(hint) is tuple and isinstance(value, list):
         value = tuple(value)  # YAML has no tuples
     try:

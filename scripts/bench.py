@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.runs import provenance
 from experiments.runs.parts import make
 from experiments.runs.study import build, undisturbed, validate
@@ -97,7 +97,7 @@ def main() -> None:
         prepare(args.out)
         rows = measure(methods, overrides, args.rounds, args.steps)
     except (UserError, HydraException, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {first_line(error)}")
     header = (
         f"{rows[0]['model']} on {rows[0]['data']}, budget {rows[0]['budget']}; medians and quartiles of {args.rounds} "
         f"interleaved rounds of {args.steps} steps; {provenance.describe(provenance.session(rows[0]['device']))}"

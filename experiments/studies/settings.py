@@ -77,11 +77,17 @@ def _compares(budgets: list[Any]) -> list[Any]:
     return budgets
 
 
+def _measures_batches(estimators: dict[str, Any]) -> dict[str, Any]:
+    if "small_batch" not in estimators:
+        raise ValueError("must hold small_batch, with whose noise all are compared")
+    return estimators
+
+
 class NoiseSettings(Settings):
     """Of the comparison of estimators."""
 
     nets: Annotated[dict[str, _Net], Field(min_length=1)]
-    estimators: Annotated[dict[str, _Method], Field(min_length=1)]
+    estimators: Annotated[dict[str, _Method], AfterValidator(_measures_batches)]
     budgets: Annotated[list[Budget], AfterValidator(_compares)]
 
 

@@ -57,6 +57,13 @@ def test_nothing_else_is_made(target):
             make(node)
 
 
+@pytest.mark.parametrize("value", [3, None, [1], {"budget": 0.1}])
+def test_a_part_is_not_made_of_something_else(value):
+    node = {"_target_": "experiments.methods.Rad", "name": "x", "sketch": value}
+    with pytest.raises(UserError, match=r"\.sketch must be a Sketch, got"):
+        make(node)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -98,6 +105,7 @@ WRONG = {
     "experiment=graph_depth scale=smoke depths=3": "depths must be a list, got 3",
     "experiment=graph_depth scale=smoke net.lr=nan": "net.lr must be a finite number",
     "experiment=gradient_noise scale=smoke budgets=3": "budgets must be a list, got 3",
+    "experiment=gradient_noise scale=smoke ~estimators.small_batch": "estimators must hold small_batch",
     "experiment=gradient_noise scale=smoke nets=null": "nets must hold settings of its own, got None",
     f"experiment=reactor scale=smoke problem.steps={10**20}": "problem.steps must be a whole number of at",
     "experiment=reactor scale=smoke steady=inf": "steady must be a finite number",
