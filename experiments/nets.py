@@ -51,21 +51,12 @@ class _Classified(nn.Module):
 class _Language(nn.Module):
     """A transformers model that is given its labels and returns its loss."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, **options: Any) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.options = net, options
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.net(input_ids=tokens, labels=tokens, use_cache=False).loss
-
-
-class _Bidirectional(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.net(input_ids=tokens, labels=tokens).loss
+        return self.net(input_ids=tokens, labels=tokens, **self.options).loss
 
 
 class _Recurrent(nn.Module):
@@ -173,9 +164,9 @@ def _transformer(kind: str, **options: Any) -> Callable[[int, int], Case]:
         config = getattr(transformers, f"{kind}Config")(**options, **attention)
         head = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "Llama": "ForCausalLM", "T5": "ForConditionalGeneration"}
         net = getattr(transformers, kind + head[kind])(config)
-        wrap = _Language if kind in ("GPT2", "Llama") else _Bidirectional
+        passed = {"use_cache": False} if kind in ("GPT2", "Llama") else {}
         tokens = torch.randint(options["vocab_size"], (batch, size))
-        return Case(wrap(net), (tokens,), f"{batch} × {size} tokens")
+        return Case(_Language(net, **passed), (tokens,), f"{batch} × {size} tokens")
 
     return make
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rad.functional.autocast import autocast
-from rad.functional.operation import Call, Handle, Keep, Kept, Summary, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, operation
 from rad.functional.registry import rule
 
 __all__ = ["attention"]
@@ -98,8 +98,7 @@ def _attention(
             if handle is None:
                 p, noise = _probabilities(q, k, mask, scale, causal, groups, block), None
             else:
-                item = kept[handle]
-                p, noise = (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
+                p, noise = kept.with_noise(handle)
             passed = None if bits is None else kept[bits].to(p.dtype).div_(1 - drop)
             g = grad[block.examples, :, block.rows]
             if grad_v is not None:

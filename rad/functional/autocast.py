@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast"]
+__all__ = ["autocast", "full_precision"]
 
 
 def autocast(operand: Tensor) -> Tensor:
@@ -17,3 +17,9 @@ def autocast(operand: Tensor) -> Tensor:
     if operand.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return operand
     return operand.to(torch.get_autocast_dtype(kind))
+
+
+def full_precision(operand: Tensor) -> Tensor:
+    """The operand in single precision where autocast computes in that, as of norms and losses."""
+    half = operand.dtype in (torch.float16, torch.bfloat16)
+    return operand.float() if half and torch.is_autocast_enabled(operand.device.type) else operand

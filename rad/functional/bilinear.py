@@ -89,7 +89,7 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
             elif rows:
                 grads[2] = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ grad.reshape(-1, grad.shape[-1])
             else:
-                grads[2] = _estimate(item).to(grad.dtype).mT @ grad
+                grads[2] = kept.dense(a_).to(grad.dtype).mT @ grad
             del item
         if b_ is not None:
             grads[1] = grad @ kept.dense(b_).to(grad.dtype).mT
@@ -100,7 +100,3 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
         return tuple(grads)
 
     return function(a, b) if bias is None else function(bias, a, b, **scales), backward
-
-
-def _estimate(item: Tensor | Summary) -> Tensor:
-    return item.dense() if isinstance(item, Summary) else item

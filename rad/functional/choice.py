@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, graph_apart, in_place, operation
+from rad.functional.operation import Call, Keep, Kept, derivatives, in_place, operation
 from rad.functional.registry import named, rule
 from rad.sketch import tracing
 
@@ -57,12 +57,9 @@ def choose(
 
 @operation
 def _choose(keep: Keep, x: Tensor, function: Any, low: float, high: float, inplace: bool) -> Any:
-    with graph_apart():
-        at = x.detach().requires_grad_()
-        out = function(at)
-    (derivative,) = torch.autograd.grad(out, at, torch.ones_like(out))
-    bits_ = keep.packed(tracing.pack(derivative == high, 1), x.shape)
-    out = out.detach()
+    out, (slope,) = derivatives(function, [x], [True], x.shape)
+    assert slope is not None
+    bits_ = keep.packed(tracing.pack(slope == high, 1), x.shape)
     if inplace:
         keep.overwrites(x)
         out = x.copy_(out)

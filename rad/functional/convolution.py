@@ -18,7 +18,7 @@ from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
 from rad.sketch import kernels
-from rad.sketch.rounding import compute_dtype
+from rad.sketch.levels import compute_dtype
 
 __all__ = ["convolution"]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Handle, Keep, Kept, graph_apart, in_place, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, derivatives, in_place, operation
 from rad.functional.registry import named, rule
 
 __all__ = ["divide", "elementwise", "gated", "multiply"]
@@ -43,15 +43,9 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
     shape = torch.broadcast_shapes(*(t.shape for t in operands if isinstance(t, Tensor)))
     wanted = [isinstance(t, Tensor) and keep.wants(t) for t in operands]
     shapes = [t.shape if isinstance(t, Tensor) else None for t in operands]
-    with graph_apart():
-        at = [
-            t.detach().expand(shape).requires_grad_() if want else t for t, want in zip(operands, wanted, strict=True)
-        ]
-        out = function(*at, **options)
-    leaves = [t for t, want in zip(at, wanted, strict=True) if want]
-    derivatives = iter(torch.autograd.grad(out, leaves, torch.ones_like(out)))
-    handles = [keep.factor(next(derivatives)) if want else None for want in wanted]
-    out = out.detach()
+    out, slopes = derivatives(lambda *ts: function(*ts, **options), operands, wanted, shape)
+    handles = [None if slope is None else keep.factor(slope) for slope in slopes]
+    del slopes
     if inplace:
         keep.overwrites(operands[0])
         out = operands[0].copy_(out)
@@ -145,16 +139,15 @@ def gated(call: Call, input: Tensor, dim: int = -1) -> Tensor:
 
 @operation
 def _gated(keep: Keep, x: Tensor, dim: int) -> Any:
-    with graph_apart():
-        at = x.detach().requires_grad_()
-        out = F.glu(at, dim)
     # Each element of the output depends on one of either half, so that one gradient holds both derivatives.
-    derivative_ = keep.factor(torch.autograd.grad(out, at, torch.ones_like(out))[0])
+    out, (slope,) = derivatives(lambda x: F.glu(x, dim), [x], [True], x.shape)
+    assert slope is not None
+    derivative_ = keep.factor(slope)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
         return kept.times(derivative_, torch.cat([grad, grad], dim))  # pyright: ignore
 
-    return out.detach(), backward
+    return out, backward
 
 
 def _register(functions: list[Callable[..., Any]]) -> None:

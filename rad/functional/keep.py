@@ -41,6 +41,11 @@ class Call:
         self.sketch, self.seed, self.sharing, self.held = sketch, seed, sharing, held
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
 
+    @property
+    def serves_factors(self) -> bool:
+        """Whether the sketch serves factors inside a path, and not only its end."""
+        return self.sketch.serves_factors and not self.sketch.exact
+
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
@@ -98,8 +103,8 @@ class Keep:
 
     @property
     def serves_factors(self) -> bool:
-        """Whether the sketch serves factors inside a path, and not only its end."""
-        return self.sketch.serves_factors and not self.sketch.exact
+        """Whether it serves factors inside a path; see ``Call``."""
+        return self._call.serves_factors
 
     def wants(self, tensor: Tensor | None) -> bool:
         """Whether a gradient of this argument is asked for."""
@@ -213,6 +218,11 @@ class Kept:
         """The tensor, or the estimate of it."""
         item = self[handle]
         return item.dense() if isinstance(item, Summary) else item
+
+    def with_noise(self, handle: Handle) -> tuple[Tensor, Tensor | None]:
+        """The tensor or the estimate of it, and the noise of the estimate if there is any."""
+        item = self[handle]
+        return (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
 
     def times(self, handle: Handle, grad: Tensor) -> Tensor:
         """``grad`` times the tensor or its estimate, in the memory of the estimate where that is ours to overwrite."""

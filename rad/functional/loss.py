@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, graph_apart, operation
+from rad.functional.operation import Call, Keep, Kept, derivatives, operation
 from rad.functional.registry import rule
 
 __all__ = ["elementwise_loss"]
@@ -47,14 +47,10 @@ def _loss(keep: Keep, x: Tensor, y: Tensor, function: Any, reduction: str, optio
     out = function(x, y, reduction=reduction, **options)
     shape, sizes = torch.broadcast_shapes(x.shape, y.shape), (x.shape, y.shape)
     wanted = [keep.wants(t) for t in (x, y)]
-    at = [t.detach().expand(shape).requires_grad_(want) for t, want in zip((x, y), wanted, strict=True)]
-    with graph_apart():
-        terms = function(*at, reduction="none", **options)
-    leaves = [t for t, want in zip(at, wanted, strict=True) if want]
-    derivatives = iter(torch.autograd.grad(terms, leaves, torch.ones_like(terms)))
-    handles = [keep.factor(next(derivatives)) if want else None for want in wanted]
-    share = 1 / max(terms.numel(), 1) if reduction == "mean" else 1.0
-    del terms, at, leaves
+    _, slopes = derivatives(lambda *ts: function(*ts, reduction="none", **options), (x, y), wanted, shape)
+    handles = [None if slope is None else keep.factor(slope) for slope in slopes]
+    share = 1 / max(shape.numel(), 1) if reduction == "mean" else 1.0
+    del slopes
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         each = (grad * share).expand(shape)

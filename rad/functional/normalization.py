@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.functional.autocast import full_precision
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
+from rad.sketch.levels import compute_dtype
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -39,7 +41,7 @@ def layer_norm(
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, shape, weight, bias, eps)
 
-    return _normalize(call, _fp32(input), weight, bias, function, *_by_rows(input, shape))
+    return _normalize(call, full_precision(input), weight, bias, function, *_by_rows(input, shape))
 
 
 @rule(F.rms_norm)
@@ -54,10 +56,9 @@ def rms_norm(
     small = torch.finfo(input.dtype).eps if eps is None else eps
 
     def function(x: Tensor, weight: Tensor | None, bias: None) -> tuple[Tensor, None, Tensor]:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return F.rms_norm(x, shape, weight, eps), None, wide.square().mean(dims, keepdim=True).add_(small).rsqrt_()
+        return F.rms_norm(x, shape, weight, eps), None, _wide(x).square().mean(dims, keepdim=True).add_(small).rsqrt_()
 
-    return _normalize(call, _fp32(input), weight, None, function, *_by_rows(input, shape))
+    return _normalize(call, full_precision(input), weight, None, function, *_by_rows(input, shape))
 
 
 @rule(F.group_norm)
@@ -81,7 +82,9 @@ def group_norm(
         return torch.native_group_norm(x.contiguous() if x.is_cuda else x, weight, bias, n, c, space, num_groups, eps)
 
     view = (n, num_groups, c // num_groups, space)
-    return _normalize(call, _fp32(input), weight, bias, function, view, (2, 3), (1, num_groups, c // num_groups, 1))
+    return _normalize(
+        call, full_precision(input), weight, bias, function, view, (2, 3), (1, num_groups, c // num_groups, 1)
+    )
 
 
 @rule(F.instance_norm)
@@ -189,10 +192,9 @@ def _normalize(
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         item = kept[h_]
-        summary = item if isinstance(item, Summary) else None
-        h = item.dense() if isinstance(item, Summary) else item
+        h = kept.dense(h_)
         stats = kept[scale_]
-        wide = grad.reshape(_sized(view, count)).to(torch.promote_types(grad.dtype, torch.float32))
+        wide = _wide(grad.reshape(_sized(view, count)))
         rest = [i for i, size in enumerate(channels) if size == 1]
         grad_weight = (wide * h).sum(rest).reshape(sizes) if wants_weight and sizes is not None else None
         grad_bias = wide.sum(rest).reshape(sizes) if wants_bias and sizes is not None else None
@@ -204,7 +206,7 @@ def _normalize(
             return (inner * stats).reshape(shape), grad_weight, grad_bias
         slope = (inner * h).sum(over, keepdim=True).div_(-n)
         result = torch.addcmul(inner, h, slope)
-        noise = None if summary is None else summary.noise()
+        noise = item.noise() if isinstance(item, Summary) else None  # only where it is used
         if noise is not None:
             result = result.addcmul_(inner, noise, value=1 / n)
         if centered:
@@ -228,10 +230,4 @@ def _sized(view: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 def _wide(x: Tensor) -> Tensor:
     """In single precision at least, as statistics are formed by stock."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _fp32(x: Tensor) -> Tensor:
-    """As autocast treats what it computes in full precision."""
-    kind = x.device.type
-    return x.float() if torch.is_autocast_enabled(kind) and x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(compute_dtype(x.dtype))

@@ -32,7 +32,17 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rad.functional.keep import Call, Handle, Keep, Kept, Summary
 
-__all__ = ["Call", "Handle", "Keep", "Kept", "Summary", "differentiable", "graph_apart", "in_place", "operation"]
+__all__ = [
+    "Call",
+    "Handle",
+    "Keep",
+    "Kept",
+    "Summary",
+    "derivatives",
+    "differentiable",
+    "in_place",
+    "operation",
+]
 
 
 def differentiable(*args: Any) -> bool:
@@ -147,13 +157,7 @@ class _Apply(torch.autograd.Function):
 
 
 @contextmanager
-def _autocast_off(kind: str) -> Iterator[None]:
-    with torch.autocast(kind, enabled=False):
-        yield
-
-
-@contextmanager
-def graph_apart() -> Iterator[None]:
+def _graph_apart() -> Iterator[None]:
     """A graph made and used up at once, which hooks that follow what is saved for backward passes need not know of."""
     # Inside torch.func there are no such hooks.
     hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()  # pyright: ignore
@@ -161,6 +165,28 @@ def graph_apart() -> Iterator[None]:
         yield
 
 
+def derivatives(
+    function: Callable[..., Tensor], operands: Sequence[Any], wanted: Sequence[bool], shape: torch.Size
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Values of a function whose elements depend on one place of each operand, and its derivatives by autograd.
+
+    Args:
+        function: Takes the operands.
+        operands: Tensors that broadcast to ``shape``, and whatever else the function takes.
+        wanted: By which of them to differentiate.
+        shape: Shape of the operands that are differentiated by and of their derivatives.
+
+    Returns:
+        The values, without a graph, and a derivative for each operand that is wanted, else ``None``.
+    """
+    at = [t.detach().expand(shape).requires_grad_() if want else t for t, want in zip(operands, wanted, strict=True)]
+    with _graph_apart():
+        out = function(*at)
+    leaves = [t for t, want in zip(at, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(out, leaves, torch.ones_like(out)))
+    return out.detach(), [next(found) if want else None for want in wanted]
+
+
 def _no_autocast(tensors: Sequence[Tensor | None]) -> Any:
     kind = next((t.device.type for t in tensors if t is not None), "cpu")
-    return _autocast_off(kind) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -78,41 +78,13 @@ def _gru(call: Call, *args: Any) -> Any:
 
 
 @rule(torch._VF.lstm_cell)
-def _lstm_cell(
-    call: Call,
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> Any:
-    if not _serves(call) or input.numel() == 0:
-        return NotImplemented
-
-    def stock(x: Tensor, states: list[Tensor], weights: list[Tensor]) -> Any:
-        return torch._VF.lstm_cell(x, states, *weights)
-
-    return gated(call, LSTM(), stock, [len(input)], 1, input, *hx, w_ih, w_hh, b_ih, b_hh)
+def _lstm_cell(call: Call, input: Tensor, hx: tuple[Tensor, Tensor], *weights: Any, **biases: Any) -> Any:
+    return _gated_cell(call, torch._VF.lstm_cell, LSTM(), input, tuple(hx), *weights, **biases)
 
 
 @rule(torch._VF.gru_cell)
-def _gru_cell(
-    call: Call,
-    input: Tensor,
-    hx: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> Any:
-    if not _serves(call) or input.numel() == 0:
-        return NotImplemented
-
-    def stock(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        return (torch._VF.gru_cell(x, *states, *weights),)
-
-    return gated(call, GRU(), stock, [len(input)], 1, input, hx, w_ih, w_hh, b_ih, b_hh)
+def _gru_cell(call: Call, input: Tensor, hx: Tensor, *weights: Any, **biases: Any) -> Any:
+    return _gated_cell(call, torch._VF.gru_cell, GRU(), input, (hx,), *weights, **biases)
 
 
 @rule(torch._VF.rnn_relu_cell)
@@ -231,12 +203,30 @@ def _side_by_side(outs: list[Tensor]) -> Tensor:
     return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
 
 
-def _serves(call: Call) -> bool:
-    return call.sketch.serves_factors and not call.sketch.exact
+def _gated_cell(
+    call: Call,
+    function: Callable[..., Any],
+    cell: Gated,
+    x: Tensor,
+    first: tuple[Tensor, ...],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Any:
+    """A net of one step."""
+    if not call.serves_factors or x.numel() == 0:
+        return NotImplemented
+
+    def stock(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        out = function(x, states[0] if len(states) == 1 else tuple(states), *weights)
+        return (out,) if isinstance(out, Tensor) else out
+
+    return gated(call, cell, stock, [len(x)], 1, x, *first, w_ih, w_hh, b_ih, b_hh)
 
 
 def _gated_net(call: Call, function: Callable[..., Any], cell: Gated, net: _Net | None) -> Any:
-    if net is None or not _serves(call):
+    if net is None or not call.serves_factors:
         return NotImplemented
     both, biased = net.directions == 2, net.each == 4
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.autocast import full_precision
+from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
 
 __all__ = ["cross_entropy", "log_softmax", "softmax"]
@@ -40,8 +41,7 @@ def _normalized(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> A
     p_ = keep.factor(out)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        item = kept[p_]
-        p, noise = (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
+        p, noise = kept.with_noise(p_)  # pyright: ignore
         grad_x = (p * grad).sum(dim, keepdim=True).neg_().add(grad).mul_(p)
         return grad_x if noise is None else grad_x.addcmul_(grad, noise)
 
@@ -94,9 +94,7 @@ def cross_entropy(
     old = size_average is not None or reduce is not None
     if not call.sketch.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
         return NotImplemented
-    if input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type):
-        input = input.float()
-    return _cross_entropy(call, input, target, weight, ignore_index, reduction, label_smoothing)
+    return _cross_entropy(call, full_precision(input), target, weight, ignore_index, reduction, label_smoothing)
 
 
 @operation
