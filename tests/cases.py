@@ -365,6 +365,12 @@ CASES = [
         ("", [like(lambda t: 5 * t, *_SHAPE)]),
         ("in place", [like(lambda t: 5 * t, *_SHAPE)], {"inplace": True}),
     ),
+    *_lines(
+        F.prelu,
+        ("", [path(*_IMAGES), leaf(4)]),
+        ("one slope", [path(*_IMAGES), leaf(1)]),
+        ("vector", [path(40), leaf(1)]),
+    ),
     *_lines(F.hardtanh, ("", [path(*_SHAPE)]), ("limits, in place", [path(*_SHAPE), -0.3, 0.8], {"inplace": True})),
     *_lines(
         torch.clamp,
@@ -448,6 +454,13 @@ CASES = [
         ("by statistics", [path(*_IMAGES), constant(4), within(0.5, 2, 4, role="constant"), leaf(4), leaf(4), False]),
         ("sequences", [path(3, 4, 7), None, None, leaf(4), leaf(4)]),
     ),
+    *_lines(torch.layer_norm, ("", [path(*_SHAPE), [16], leaf(16), leaf(16), 1e-3, False])),
+    *_lines(torch.rms_norm, ("", [path(*_SHAPE), [16], leaf(16)])),
+    *_lines(torch.group_norm, ("", [path(*_IMAGES), 2, leaf(4), leaf(4), 1e-3, False])),
+    *_lines(
+        torch.instance_norm,
+        ("", [path(*_IMAGES), leaf(4), leaf(4), buffer(0.5, 4), buffer(2, 4), True, 0.3, 0.1, False]),
+    ),
     *_lines(
         F.batch_norm,
         ("", [path(*_IMAGES), buffer(0.5, 4), buffer(2, 4), leaf(4), leaf(4), True]),
@@ -475,6 +488,31 @@ CASES = [
         ("along another dimension", [path(*_SHAPE)], {"dim": 0, "dtype": torch.float64}),
     ),
     *_lines(torch.log_softmax, ("", [path(*_SHAPE), -1])),
+    *_lines(
+        F.nll_loss,
+        ("", [path(8, 10), integers(10, 8)]),
+        ("images", [path(2, 5, 3, 4), integers(5, 2, 3, 4)], {"reduction": "sum"}),
+        ("one", [path(40), integers(40)]),
+        (
+            "all of it, none",
+            [path(2, 5, 8), integers(5, 2, 8), within(0.5, 2, 5, role="constant")],
+            {"ignore_index": 0, "reduction": "none"},
+        ),
+        (
+            "all of it",
+            [path(2, 5, 8), integers(5, 2, 8), within(0.5, 2, 5, role="constant")],
+            {"ignore_index": 0},
+        ),
+    ),
+    *_lines(
+        F.binary_cross_entropy,
+        ("", [within(0.1, 0.9, 8, 16), within(0, 1, 8, 16, role="constant")]),
+        (
+            "weights",
+            [within(0.1, 0.9, 8, 16), within(0, 1, 8, 16, role="constant")],
+            {"weight": torch.linspace(0.5, 2, 16).double(), "reduction": "sum"},
+        ),
+    ),
     *_lines(
         F.mse_loss,
         ("", [path(8, 16), constant(8, 16)]),
@@ -564,7 +602,23 @@ CASES = [
         ("", [path(*_IMAGES), (1, 2)]),
         *((mode, [path(*_IMAGES), (1, 2, 2, 1)], {"mode": mode}) for mode in ("reflect", "replicate", "circular")),
     ),
-    *_lines(F.max_pool1d, ("", [path(2, 4, 9), 3]), ("options", [path(2, 4, 9), 3, 2, 1, 2, True])),
+    *_lines(
+        F.max_pool1d,
+        ("", [path(2, 4, 9), 3]),
+        ("options", [path(2, 4, 9), 3, 2, 1, 2, True]),
+        ("single", [path(4, 9), [2]]),
+    ),
+    *_lines(
+        F.max_pool3d,
+        ("", [path(2, 2, 4, 5, 4), 2]),
+        (
+            "options",
+            [path(2, 2, 6, 9, 7), (3, 2, 1)],
+            {"stride": (2, 1, 2), "padding": (1, 1, 0), "dilation": (1, 2, 1), "ceil_mode": True},
+        ),
+        ("single", [path(2, 4, 5, 4), 2]),
+        ("indices", [path(2, 2, 4, 5, 4), 2], {"return_indices": True}),
+    ),
     *_lines(
         F.max_pool2d,
         ("", [path(*_IMAGES), 2]),
@@ -584,7 +638,7 @@ CASES = [
 _SAME = {
     "__mul__": "mul", "__rmul__": "mul", "multiply": "mul", "__truediv__": "div", "divide": "div", "true_divide": "div",
     "__matmul__": "matmul", "absolute": "abs", "__abs__": "abs", "clip": "clamp", "expit": "sigmoid", "__pow__": "pow",
-    "log_sigmoid": "logsigmoid", "spmm": "mm",
+    "log_sigmoid": "logsigmoid",
 }  # fmt: skip
 
 
