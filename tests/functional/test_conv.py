@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import answered, by_rules
+from calls import answered, by_rules
 from hypothesis import given
 from hypothesis import strategies as st
 from sketches import SKETCHES, assert_unbiased, held, normal

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, answered, quiet
+from calls import answered, quiet
+from cases import CASES
 from sketches import normal
 from torch import Tensor
 

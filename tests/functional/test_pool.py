@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import by_rules
+from calls import by_rules
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sketches import normal

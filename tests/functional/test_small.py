@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import answered
+from calls import answered
 from sketches import normal
 
 import rad

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, leaf, path, quiet
+from calls import Case, leaf, path, quiet
+from cases import CASES
 from sketches import assert_unbiased, normal
 from torch import Tensor
 
