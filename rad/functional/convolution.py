@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rad.functional.autocast import autocast
 from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
-from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
 from rad.sketch import kernels
 from rad.sketch.levels import compute_dtype
@@ -98,25 +98,37 @@ def _convolution(
     wants_bias, shape, sizes = keep.wants(bias), x.shape, weight.shape
     x_ = keep.end(x, weight, math.prod(shape[2:]))
     weight_ = keep.factor(weight, keep.wants(x))
-    planar = not transposed and len(shape) == 4
-    geometry = _Geometry.of(x, weight, **options) if planar else None
-    moves = None if planar else _moves(sizes, transposed, **options)
+    moves = _moves(sizes, transposed, **options)
+    geometry = _Geometry.of(x, weight, **options) if not transposed and len(shape) == 4 else None
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = autocast(grad)
-        # The weight first: the dense estimate that it may need is gone when the gradient of the input is formed.
-        grad_weight = grad_x = None
-        if geometry is not None:
-            grad_weight = None if x_ is None else _grad_weight(kept[x_], grad, geometry)
-            grad_x = None if weight_ is None else _grad_input(kept.dense(weight_).to(grad.dtype), grad, geometry)
-        else:
-            if x_ is not None:
-                operands = kept.dense(x_).to(grad.dtype), stand_in(sizes, grad)
-                grad_weight = _stock_backward(grad, *operands, moves, [False, True, False])[1]  # pyright: ignore
-            if weight_ is not None:
-                operands = stand_in(shape, grad), kept.dense(weight_).to(grad.dtype)
-                grad_x = _stock_backward(grad, *operands, moves, [True, False, False])[0]  # pyright: ignore
-        return grad_x, grad_weight, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
+        grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
+        summary, dense_weight = kept[x_], kept.dense(weight_)
+        dense_weight = None if dense_weight is None else dense_weight.to(grad.dtype)
+        grad_x = grad_weight = None
+        # Both gradients by one call are faster where weights are large; else the dense estimate is gone before the
+        # gradient of the input is formed.
+        together = summary is not None and dense_weight is not None and math.prod(shape) <= dense_weight.numel()
+        if summary is not None:
+            index, values = summary.columns() if geometry is not None else (None, summary.dense())
+            if index is not None:
+                assert geometry is not None
+                grad_weight = _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
+                together = False
+            else:
+                # Stock reads the shape of a weight, yet copies one that has no memory of its own.
+                read = stand_in(sizes, grad) if dense_weight is None else dense_weight
+                dense = values.view(shape).to(grad.dtype)
+                grad_x, grad_weight, _ = _stock_backward(grad, dense, read, moves, [together, True, False])
+                del dense
+            del values
+        if dense_weight is not None and not together:
+            if geometry is not None:
+                grad_x = _grad_input(dense_weight, grad, geometry)
+            else:
+                grad_x = _stock_backward(grad, stand_in(shape, grad), dense_weight, moves, [True, False, False])[0]
+        return grad_x, grad_weight, grad_bias
 
     return out, backward
 
@@ -202,19 +214,6 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
     rest = [b % stride for b, stride in zip(beyond, to.stride, strict=True)]  # of rows and columns no kernel reaches
     grad = F.conv_transpose2d(grad_out, weight, None, to.stride, to.padding, rest, to.groups, to.dilation)
     return grad[:, :, : to.input[2], : to.input[3]]
-
-
-def _grad_weight(summary: Summary, grad_out: Tensor, to: _Geometry) -> Tensor:
-    index, values = summary.columns()
-    if index is not None:
-        return _grad_weight_at(index, values.view(*to.input[:2], -1), grad_out, to)
-    x = values.view(to.input)
-    if any(to.extra):
-        x = F.pad(x, (0, to.extra[1], 0, to.extra[0]))
-    # Of the weight only the shape is read.
-    moves = (to.stride, to.padding, to.dilation, False, (0, 0), to.groups)  # no transposed convolution
-    weight = stand_in(to.weight, grad_out)
-    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, *moves, [False, True, False])[1]
 
 
 def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:

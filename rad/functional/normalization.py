@@ -173,13 +173,15 @@ def batch_norm(
     fixed = not training
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        if fixed:
+        if fixed or x.numel() == 0:  # or what stock says of nothing
+            out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
             assert running_mean is not None
             assert running_var is not None
             return out, running_mean, (running_var + eps).rsqrt_()
-        var, mean = torch.var_mean(_wide(x), [0, *range(2, x.dim())], correction=0)
-        return out, mean, (var + eps).rsqrt_()
+        # What F.batch_norm calls, which hands out the statistics as well.
+        cudnn = torch.backends.cudnn.enabled
+        args = x, weight, bias, running_mean, running_var, True, momentum, eps, cudnn
+        return torch.ops.aten._batch_norm_impl_index(*args)[:3]
 
     return _normalize(call, input, weight, bias, function, (n, c, -1), (0, 2), (1, c, 1), fixed=fixed)
 

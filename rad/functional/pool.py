@@ -139,29 +139,38 @@ def _pool(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
     dims = len(kernel)
     function = F.max_pool2d_with_indices if dims == 2 else F.max_pool3d_with_indices
     out, index = function(x, *args)
-    place, wide = 0, 1
-    for i in reversed(range(dims)):
-        # Along each dimension, the distance to the first place of the window.
-        steps = (index // wide % shape[i - dims] - _first_places(out.shape, args, i, x.device)) // dilation[i]
-        place = steps.mul_(math.prod(kernel[i + 1 :])).add_(place)
-        wide *= shape[i - dims]
-    bits = window_bits(kernel)
-    place_ = keep.bits(place.to(torch.uint8 if bits <= 8 else torch.int32), bits)  # pyright: ignore
+    bits, offsets = window_bits(kernel), _offsets(kernel, dilation, shape, x.device)
+    # A table from the distance to the window's first place; a division for each winner would take longer.
+    farthest = sum((k - 1) * d * s for k, d, s in zip(kernel, dilation, _strides(shape, dims), strict=True))
+    place_of = torch.zeros(farthest + 1, dtype=torch.uint8 if bits <= 8 else torch.int32, device=x.device)
+    place_of[offsets] = torch.arange(len(offsets), device=x.device).to(place_of.dtype)
+    place_ = keep.bits(place_of[index - _first_places(out.shape, args, shape, x.device)], bits)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        place = kept[place_].to(torch.int64)
-        index, wide = 0, 1
-        for i in reversed(range(dims)):
-            steps = place // math.prod(kernel[i + 1 :]) % kernel[i]
-            index = steps.mul_(dilation[i]).add_(_first_places(grad.shape, args, i, grad.device)).mul_(wide).add_(index)
-            wide *= shape[i - dims]
+        index = _offsets(kernel, dilation, shape, grad.device)[kept[place_].to(torch.int64)]
+        index += _first_places(grad.shape, args, shape, grad.device)
         return _BACKWARD[dims](grad, stand_in(shape, grad), *args, index)
 
     return out, backward
 
 
-def _first_places(size: torch.Size, args: tuple[Any, ...], dim: int, device: torch.device) -> Tensor:
-    """Where the windows begin along a dimension, in the padding perhaps; to broadcast against the output."""
-    kernel, stride, padding, *_ = args
-    first = torch.arange(size[dim - len(kernel)], device=device) * stride[dim] - padding[dim]
-    return first.view(-1, *(1,) * (len(kernel) - 1 - dim))
+def _strides(shape: torch.Size, dims: int) -> list[int]:
+    """How far apart neighbours are along each of the last ``dims`` dimensions, among all places of a channel."""
+    return [math.prod(shape[len(shape) - dims + i + 1 :]) for i in range(dims)]
+
+
+def _offsets(kernel: Sequence[int], dilation: Sequence[int], shape: torch.Size, device: torch.device) -> Tensor:
+    """Of each place in a window, the distance from its first one; int64, in order."""
+    offsets = torch.zeros((), dtype=torch.int64, device=device)
+    for size, apart, stride in zip(kernel, dilation, _strides(shape, len(kernel)), strict=True):
+        offsets = offsets[..., None] + torch.arange(size, device=device) * (apart * stride)
+    return offsets.flatten()
+
+
+def _first_places(size: torch.Size, args: tuple[Any, ...], shape: torch.Size, device: torch.device) -> Tensor:
+    """Where the windows begin, in the padding perhaps; to broadcast against the output."""
+    kernel, steps, padding, *_ = args
+    dims, first = len(kernel), torch.zeros((), dtype=torch.int64, device=device)
+    for i, stride in enumerate(_strides(shape, dims)):
+        first = first[..., None] + (torch.arange(size[i - dims], device=device) * steps[i] - padding[i]) * stride
+    return first
