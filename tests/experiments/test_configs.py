@@ -18,6 +18,7 @@ TRAINING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")  # of the two inputs of the adding problem one is kept
 @pytest.mark.parametrize("method", GROUPS["method"])
 @pytest.mark.parametrize("experiment", [None, *TRAINING])

@@ -164,6 +164,7 @@ def test_empty_batch():
     assert not grads[1].any()
 
 
+@pytest.mark.montecarlo
 # 48 entries for each of seven sketches at five standard errors: a false alarm in 1 of 5,000 choices of seeds.
 @every_sketch
 def test_weight_gradient_is_unbiased(sketch):

@@ -31,6 +31,7 @@ def place_of_weight(case: Case) -> int:
     return max(case.places, key=lambda i: (case.inputs[i].role == "leaf") * case.tensors()[i].numel())
 
 
+@pytest.mark.montecarlo
 @pytest.mark.parametrize("sketch", EVERY.values(), ids=EVERY)
 @pytest.mark.parametrize("case", ENDS.values(), ids=ENDS)
 def test_the_weight_gradient_is_random_and_right_on_average(case, sketch):

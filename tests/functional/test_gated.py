@@ -66,6 +66,7 @@ def measured(stock: type[nn.Module], bits: int) -> tuple[float, float]:
     return bias(torch.stack([alike(model.gradients()) for _ in range(300)]), alike(exact))
 
 
+@pytest.mark.montecarlo
 @every_layer
 @pytest.mark.parametrize("bits", [2, 3])
 def test_no_path_through_time_is_biased(stock, bits):

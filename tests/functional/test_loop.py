@@ -172,6 +172,7 @@ def test_either_output_may_go_unused(three_steps, sketch, nonlinearity, outputs)
     torch.testing.assert_close(gradients(pick[0], inputs), gradients(pick[1], inputs))
 
 
+@pytest.mark.montecarlo
 # 112 entries for each of seven sketches at five standard errors: a false alarm in 1 of 2,000 choices of seeds.
 @every_sketch
 def test_weight_gradients_are_unbiased(three_steps, sketch):
@@ -183,6 +184,7 @@ def test_weight_gradients_are_unbiased(three_steps, sketch):
         assert_unbiased(torch.stack([grads[i] for grads in draws]), exact[i])
 
 
+@pytest.mark.montecarlo
 @every_sketch
 def test_each_step_has_a_draw_of_its_own(three_steps, sketch):
     # With no recurrent weight all states are equal. The output of step t has a gradient in feature t alone, so that

@@ -117,6 +117,7 @@ def test_ratio_of_two_variances():
     assert math.isnan(big.relative_to(gradient_noise(lambda: {"a": torch.ones(2)}, 3).total)[0])
 
 
+@pytest.mark.montecarlo
 # Three standard errors for one layer of each sketch: as the closed form's own test, but through the layer.
 @pytest.mark.parametrize("name", SKETCHES)
 def test_added_noise_of_a_converted_model(name):

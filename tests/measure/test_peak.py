@@ -78,6 +78,7 @@ def test_unknown_device_is_refused():
         peak_bytes(lambda: None, "meta")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a mark that can be reset")
 def test_resident_memory_counts_numpy_too():
     program = (

@@ -99,6 +99,7 @@ def every_rule():
     return [{name.rpartition("of.")[2]: g for name, g in grads.items()} for grads in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule(name, every_rule):
     exact, eager, compiled = (grads[name] for grads in every_rule)

@@ -170,6 +170,7 @@ def test_projections_stay_exact():
     torch.testing.assert_close(gradients(outputs(rad.convert(layer, rad.Rounding(0.1)), x), [x]), exact)
 
 
+@pytest.mark.slow
 @every_layer
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_loss_is_exact_whatever_the_sketch(sketch):
     assert torch.equal(simulate(parameters, problem, sketch), simulate(parameters, problem, rad.Exact()))
 
 
+@pytest.mark.montecarlo
 # Three gradient entries for each of seven sketches and two chunkings, at five standard errors.
 @every_sketch
 @pytest.mark.usefixtures("chunk_values")

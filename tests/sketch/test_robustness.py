@@ -222,6 +222,7 @@ def test_more_bits_or_bits_by_name_warn_of_nothing():
         rad.Rounding(bits=1).compress(normal(8, 256))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rad.LowBitsWarning")
 @every_sketch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -104,6 +104,7 @@ def test_variance_is_within_its_bound():
     assert bound / 3 < errors.mean() < bound
 
 
+@pytest.mark.montecarlo
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bits", [1, 3, 9])

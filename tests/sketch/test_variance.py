@@ -24,6 +24,7 @@ def uneven(*shape):
     return x * torch.linspace(0.5, 2, shape[-2], dtype=torch.float64)[:, None] + 0.1
 
 
+@pytest.mark.montecarlo
 # Three standard errors: each case fails with probability 0.3 % for a new choice of seeds.
 @every_sketch
 @pytest.mark.parametrize(("stack", "budget"), [((), 0.3), ((3,), 0.3), ((), 0.15), ((), 0.6)])
@@ -44,6 +45,7 @@ def test_closed_form_tightly(make, dtype):
     assert abs(errors.mean() - make(0.25).variance(x, grad_out)) < 3 * errors.std() / len(errors) ** 0.5
 
 
+@pytest.mark.montecarlo
 # Below one bit, between two numbers of bits, and where no feature is left out.
 @pytest.mark.parametrize(("budget", "split"), [(0.025, (11, 2)), (0.05, (22, 2)), (0.08, (30, 2)), (0.11, (30, 3))])
 def test_closed_form_of_sampling_and_rounding(budget, split):

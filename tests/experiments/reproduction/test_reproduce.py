@@ -208,6 +208,7 @@ def test_plans_are_refused_with_a_reason(tmp_path, digits):
         make_plan(plan, "tiny", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_projects_own_plan(tmp_path, digits):
     file = ROOT / "experiments" / "reproduction" / "plan.yaml"
     plans = {scale: make_plan(file, scale, tmp_path) for scale in ("smoke", "laptop", "paper")}
@@ -220,6 +221,7 @@ def test_the_projects_own_plan(tmp_path, digits):
     assert hours["laptop"] < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
 def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(planning, "_missing", lambda name: "not there")

@@ -61,6 +61,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), DAMAGE)
 def test_a_damaged_run_is_not_gone_on_with_and_hides_no_other(finished, again, tmp_path, capsys, name, content):
     shutil.copytree(finished, tmp_path / "other")

@@ -19,6 +19,7 @@ SMALL = ["experiment=reactor", "scale=smoke"]
 METHODS = [m for m in GROUPS["method"] if m != "small_batch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_steps_from_the_command_line(cli, tmp_path, capsys, method):
     cli(*SMALL, f"method={method}", "budget=0.05", "iterations=3", small=False)
