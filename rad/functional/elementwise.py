@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.functional.choice import where
 from rad.functional.operation import Call, Handle, Keep, Kept, derivatives, in_place, operation
 from rad.functional.registry import named, rule
 
-__all__ = ["divide", "elementwise", "gated", "multiply"]
+__all__ = ["divide", "elementwise", "gated", "multiply", "prelu"]
 
 
 def elementwise(
@@ -38,13 +39,19 @@ def elementwise(
     return in_place(lambda inplace: _elementwise(call, function, options, inplace, *operands), operands[0], inplace)
 
 
+# Where these are taken of one number for each row, such as a variance, a row of zeros (a padded token) has a slope
+# many thousand times those of others, whose range it would set; and the rows themselves are what is large.
+_STEEP = set(named((torch, Tensor), "rsqrt", "sqrt", "reciprocal", "pow")) | {Tensor.__pow__}
+
+
 @operation
 def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bool, *operands: Any) -> Any:
     shape = torch.broadcast_shapes(*(t.shape for t in operands if isinstance(t, Tensor)))
     wanted = [isinstance(t, Tensor) and keep.wants(t) for t in operands]
     shapes = [t.shape if isinstance(t, Tensor) else None for t in operands]
     out, slopes = derivatives(lambda *ts: function(*ts, **options), operands, wanted, shape)
-    handles = [None if slope is None else keep.factor(slope) for slope in slopes]
+    hold = keep.exact if function in _STEEP and shape[-1:] == (1,) else keep.factor
+    handles = [None if slope is None else hold(slope) for slope in slopes]
     del slopes
     if inplace:
         keep.overwrites(operands[0])
@@ -131,6 +138,18 @@ def _divide(keep: Keep, a: Any, b: Tensor) -> Any:
     return out, backward
 
 
+@rule(F.prelu, torch.prelu)
+def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
+    """``x`` where it is positive and ``w x`` elsewhere, with a slope for all or for each channel ``x[:, c]``."""
+    channels = input.shape[1] if input.dim() > 1 else 1
+    if weight.numel() != channels:
+        if weight.numel() != 1:
+            return NotImplemented  # the stock function says what is wrong
+        channels = 1
+    slope = weight.reshape(1, channels, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight.reshape(1)
+    return where(call, input > 0, input, multiply(call, input, slope))
+
+
 @rule(F.glu)
 def gated(call: Call, input: Tensor, dim: int = -1) -> Tensor:
     """``a · sigmoid(b)`` for the halves ``a`` and ``b`` of ``input``; keeps both derivatives."""
@@ -168,7 +187,7 @@ _BINARY = "atan2 hypot logaddexp logaddexp2 pow xlogy float_power"
 
 _register(named((torch, Tensor, torch.special), *_UNARY.split(), *_BINARY.split()))
 _register(named((F,), *_ACTIVATIONS.split()))
-_register([torch._C._nn.log_sigmoid, torch.special.expit, Tensor.__pow__])  # pyright: ignore
+_register([torch.celu, torch.selu, torch._C._nn.log_sigmoid, torch.special.expit, Tensor.__pow__])  # pyright: ignore
 
 
 @rule(Tensor.__rpow__)

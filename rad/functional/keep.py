@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from rad.functional.sharing import Sharing
-from rad.sketch import Compressed, Sketch, tracing
+from rad.sketch import Compressed, Exact, Sketch, tracing
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 
 # What is not larger than this is kept as it is: a summary with its seed and ranges would hardly be smaller.
 _SMALL = 256
+_EXACT = Exact()
 
 
 # Called with how something is kept, "exact", "1 bit" or a sketch, and with the tensors; see ``rad.measure``.
@@ -173,12 +174,15 @@ class Keep:
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
         cast = self._call.cast
 
-        def make() -> Compressed:
-            return tracing.compress(self.sketch, cast(tensor).reshape(matrix), self._call.seed)
+        # A sketch of the paper's that is asked for has its budget kept to, however small a tensor is.
+        sketch = _EXACT if self.serves_factors and tensor.nbytes <= _SMALL else self.sketch
 
-        compressed = make() if sharing is None else sharing.summary(tensor, (self.sketch, matrix), make)
+        def make() -> Compressed:
+            return tracing.compress(sketch, cast(tensor).reshape(matrix), self._call.seed)
+
+        compressed = make() if sharing is None else sharing.summary(tensor, (sketch, matrix), make)
         tensors, layout = compressed.split()
-        return self._add((self.sketch, layout, tensor.shape), list(tensors))
+        return self._add((sketch, layout, tensor.shape), list(tensors))
 
     def _add(self, how: Any, tensors: list[Tensor]) -> Handle:
         for listener in listeners:

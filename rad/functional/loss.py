@@ -68,6 +68,7 @@ def _register() -> None:
         F.l1_loss,
         F.smooth_l1_loss,
         F.huber_loss,
+        F.binary_cross_entropy,
         F.binary_cross_entropy_with_logits,
     ):
 

@@ -24,6 +24,11 @@ from rad.sketch.levels import compute_dtype
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
+@rule(torch.layer_norm)
+def _torch_layer_norm(call: Call, input: Tensor, *args: Any, cudnn_enable: bool = True, **options: Any) -> Tensor:
+    return layer_norm(call, input, *args[:4], **options)
+
+
 @rule(F.layer_norm)
 def layer_norm(
     call: Call,
@@ -44,7 +49,7 @@ def layer_norm(
     return _normalize(call, full_precision(input), weight, bias, function, *_by_rows(input, shape))
 
 
-@rule(F.rms_norm)
+@rule(F.rms_norm, torch.rms_norm)
 def rms_norm(
     call: Call, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -59,6 +64,11 @@ def rms_norm(
         return F.rms_norm(x, shape, weight, eps), None, _wide(x).square().mean(dims, keepdim=True).add_(small).rsqrt_()
 
     return _normalize(call, full_precision(input), weight, None, function, *_by_rows(input, shape))
+
+
+@rule(torch.group_norm)
+def _torch_group_norm(call: Call, input: Tensor, *args: Any, cudnn_enabled: bool = True, **options: Any) -> Tensor:
+    return group_norm(call, input, *args[:4], **options)
 
 
 @rule(F.group_norm)
@@ -85,6 +95,22 @@ def group_norm(
     return _normalize(
         call, full_precision(input), weight, bias, function, view, (2, 3), (1, num_groups, c // num_groups, 1)
     )
+
+
+@rule(torch.instance_norm)
+def _torch_instance_norm(
+    call: Call,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return instance_norm(call, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 @rule(F.instance_norm)

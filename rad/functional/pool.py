@@ -5,19 +5,20 @@ Shapes: ``n`` images, ``c`` channels, ``h × w`` input and ``y × x`` output pos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.geometry import Extent, pair, stand_in
+from rad.functional.geometry import Extent, extents, pair, stand_in
 from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
 from rad.sketch.bits import MAX_BITS
 
-__all__ = ["avg_pool2d", "max_pool2d", "move", "window_bits"]
+__all__ = ["avg_pool2d", "max_pool1d", "max_pool2d", "max_pool3d", "move", "window_bits"]
 
 
 @operation
@@ -82,8 +83,26 @@ def _avg_pool2d(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
 
 
 @rule(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
+def max_pool2d(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """Maxima over windows; keeps the place of each winner in its window, in as many bits as a window needs."""
+    return _max_pool(call, 2, input, *args, **options)
+
+
+@rule(F.max_pool3d, torch.max_pool3d)
+def max_pool3d(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """As ``max_pool2d``, of volumes."""
+    return _max_pool(call, 3, input, *args, **options)
+
+
+@rule(F.max_pool1d, torch.max_pool1d)
+def max_pool1d(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """As ``max_pool2d``, of sequences."""
+    return _max_pool(call, 1, input, *args, **options)
+
+
+def _max_pool(
     call: Call,
+    dims: int,
     input: Tensor,
     kernel_size: Extent,
     stride: Extent | None = None,
@@ -92,64 +111,57 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """Maxima over windows; keeps the place of each winner in its window, in as many bits as a window needs."""
     stride = kernel_size if stride is None or stride == [] else stride
+    kernel, *others = (extents(e, dims) for e in (kernel_size, stride, padding, dilation))
     # Indices that are returned are held by somebody else anyway.
-    if return_indices or window_bits(kernel_size) > MAX_BITS:
+    if return_indices or window_bits(kernel) > MAX_BITS:
         return NotImplemented
-    return _max_pool2d(call, input, (pair(kernel_size), pair(stride), pair(padding), pair(dilation), ceil_mode))
+    if dims > 1:
+        return _pool(call, input, (kernel, *others, ceil_mode))
+    single = ((1, *kernel), *((neutral, *e) for neutral, e in zip((1, 0, 1), others, strict=True)), ceil_mode)
+    return _pool(call, input.unsqueeze(-2), single).squeeze(-2)  # sequences are images of one row
 
 
-@rule(F.max_pool1d)
-def _max_pool1d(
-    call: Call,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    size, step, around, apart = (
-        t if t is None or isinstance(t, int) else t[0] for t in (kernel_size, stride, padding, dilation)
-    )
-    if return_indices or window_bits((1, size)) > MAX_BITS:  # pyright: ignore
-        return NotImplemented
-    args = ((1, size), (1, size if step is None else step), (0, around), (1, apart), ceil_mode)
-    return _max_pool2d(call, input.unsqueeze(-2), args).squeeze(-2)
-
-
-def window_bits(kernel_size: Extent) -> int:
+def window_bits(kernel_size: Sequence[int]) -> int:
     """Bits that name a place in a window, at least 1."""
-    height, width = pair(kernel_size)
-    return max((height * width - 1).bit_length(), 1)
+    return max((math.prod(kernel_size) - 1).bit_length(), 1)
+
+
+_BACKWARD = {
+    2: torch.ops.aten.max_pool2d_with_indices_backward,
+    3: torch.ops.aten.max_pool3d_with_indices_backward,
+}
 
 
 @operation
-def _max_pool2d(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
-    out, index = F.max_pool2d_with_indices(x, *args)
+def _pool(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
     (kernel, _, _, dilation, _), shape = args, x.shape
-    first = _first_places(out.shape, args, x.device)
-    # The distance to a window's first place is so many rows, and less than a row of places.
-    down = (index // shape[-1] - first[0]) // dilation[0]
-    right = (index % shape[-1] - first[1]) // dilation[1]
-    place = down.mul_(kernel[1]).add_(right)
+    dims = len(kernel)
+    function = F.max_pool2d_with_indices if dims == 2 else F.max_pool3d_with_indices
+    out, index = function(x, *args)
+    place, wide = 0, 1
+    for i in reversed(range(dims)):
+        # Along each dimension, the distance to the first place of the window.
+        steps = (index // wide % shape[i - dims] - _first_places(out.shape, args, i, x.device)) // dilation[i]
+        place = steps.mul_(math.prod(kernel[i + 1 :])).add_(place)
+        wide *= shape[i - dims]
     bits = window_bits(kernel)
-    place_ = keep.bits(place.to(torch.uint8 if bits <= 8 else torch.int32), bits)
+    place_ = keep.bits(place.to(torch.uint8 if bits <= 8 else torch.int32), bits)  # pyright: ignore
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
         place = kept[place_].to(torch.int64)
-        first = _first_places(grad.shape, args, grad.device)
-        index = (place // kernel[1] * dilation[0] + first[0]) * shape[-1]
-        index += place % kernel[1] * dilation[1] + first[1]
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad, stand_in(shape, grad), *args, index)
+        index, wide = 0, 1
+        for i in reversed(range(dims)):
+            steps = place // math.prod(kernel[i + 1 :]) % kernel[i]
+            index = steps.mul_(dilation[i]).add_(_first_places(grad.shape, args, i, grad.device)).mul_(wide).add_(index)
+            wide *= shape[i - dims]
+        return _BACKWARD[dims](grad, stand_in(shape, grad), *args, index)
 
     return out, backward
 
 
-def _first_places(size: torch.Size, args: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows ``[y, 1]`` and columns ``[x]`` where the windows begin, in the padding perhaps."""
-    _, stride, padding, _, _ = args
-    rows, columns = (torch.arange(size[i - 2], device=device) * stride[i] - padding[i] for i in range(2))
-    return rows[:, None], columns
+def _first_places(size: torch.Size, args: tuple[Any, ...], dim: int, device: torch.device) -> Tensor:
+    """Where the windows begin along a dimension, in the padding perhaps; to broadcast against the output."""
+    kernel, stride, padding, *_ = args
+    first = torch.arange(size[dim - len(kernel)], device=device) * stride[dim] - padding[dim]
+    return first.view(-1, *(1,) * (len(kernel) - 1 - dim))

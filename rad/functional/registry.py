@@ -49,7 +49,11 @@ def named(owners: tuple[Any, ...], *names: str) -> list[Callable[..., Any]]:
 
 def name_of(function: Callable[..., Any]) -> str:
     """How a torch function is called in ledgers and traces."""
-    return resolve_name(function) or getattr(function, "__qualname__", repr(function))
+    name, own = resolve_name(function), getattr(function, "__name__", "")
+    owner, _, last = (name or "").rpartition(".")
+    if name and own and last != own and not own.endswith(f"_{last}"):  # it was found under another of its names
+        name = f"{owner}.{own}"
+    return name or getattr(function, "__qualname__", repr(function))
 
 
 def dispatch(call: Callable[[], Call], function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:

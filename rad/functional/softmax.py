@@ -1,4 +1,4 @@
-"""Softmax, log-softmax and cross-entropy, which keep rounded probabilities.
+"""Softmax, log-softmax and cross-entropy, which keep rounded probabilities, and the loss of logarithms.
 
 ``∂x = p (g − ⟨p, g⟩)`` is quadratic in ``p``: with an estimate ``p̂`` whose elements have pairwise independent errors
 of variance ``v`` its expectation is too small by ``v g``, which is known without the values. The others are linear in
@@ -17,7 +17,7 @@ from rad.functional.autocast import full_precision
 from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
 
-__all__ = ["cross_entropy", "log_softmax", "softmax"]
+__all__ = ["cross_entropy", "log_softmax", "nll_loss", "softmax"]
 
 
 @rule(F.softmax)
@@ -27,7 +27,7 @@ def _softmax(
     return NotImplemented if dim is None else softmax(call, input, dim, dtype)
 
 
-@rule(torch.softmax, Tensor.softmax)
+@rule(torch.softmax, torch.special.softmax, Tensor.softmax)
 def softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
     if not call.sketch.serves_factors or not isinstance(dim, int):
@@ -55,7 +55,7 @@ def _log_softmax(
     return NotImplemented if dim is None else log_softmax(call, input, dim, dtype)
 
 
-@rule(torch.log_softmax, Tensor.log_softmax)
+@rule(torch.log_softmax, torch.special.log_softmax, Tensor.log_softmax)
 def log_softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
     if not call.sketch.serves_factors or not isinstance(dim, int):
@@ -108,29 +108,72 @@ def _cross_entropy(
     shape = x.shape
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        target, weight = kept[target_], kept[weight_]
-        classes = shape[axis]
-        gains = None if weight is None else weight.to(grad.dtype).view(-1, *(1,) * (len(shape) - axis - 1))
-        if target.is_floating_point():
-            count = max(target.numel() // classes, 1) if reduction == "mean" else 1
-            soft = target.to(grad.dtype) * (1 - smoothing) + smoothing / classes
-            inner = soft if gains is None else soft * gains
-        else:
-            place = target.unsqueeze(axis)
-            valid = place != ignore
-            place = place.where(valid, 0)
-            each = valid.to(grad.dtype)
-            if weight is not None:
-                each = each * weight.to(grad.dtype)[place]
-            count = each.sum() if reduction == "mean" else 1
-            inner = grad.new_zeros(shape)
-            if smoothing:
-                spread = valid.to(grad.dtype) * (smoothing / classes)
-                inner += spread if gains is None else spread * gains
-            inner.scatter_add_(axis, place, each * (1 - smoothing))
-        scale = grad.unsqueeze(axis) if reduction == "none" else grad
-        inner = inner * (scale / count)  # of the logarithms, but for the sign
+        inner = _of_logarithms(grad, shape, axis, kept[target_], kept[weight_], ignore, reduction, smoothing)
         total = inner.sum(axis, keepdim=True)
-        return kept.times(p_, total.expand(shape)) - inner  # pyright: ignore
+        return inner - kept.times(p_, total.expand(shape))  # pyright: ignore
+
+    return out, backward
+
+
+def _of_logarithms(
+    grad: Tensor,
+    shape: torch.Size,
+    axis: int,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore: int,
+    reduction: str,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """The gradient of the logarithms of the probabilities, of ``shape`` with classes along ``axis``."""
+    classes = shape[axis]
+    gains = None if weight is None else weight.to(grad.dtype).view(-1, *(1,) * (len(shape) - axis - 1))
+    if target.is_floating_point():
+        count = max(target.numel() // classes, 1) if reduction == "mean" else 1
+        soft = target.to(grad.dtype) * (1 - smoothing) + smoothing / classes
+        inner = soft if gains is None else soft * gains
+    else:
+        place = target.unsqueeze(axis)
+        valid = place != ignore
+        place = place.where(valid, 0)
+        each = valid.to(grad.dtype)
+        if weight is not None:
+            each = each * weight.to(grad.dtype)[place]
+        count = each.sum() if reduction == "mean" else 1
+        inner = grad.new_zeros(shape)
+        if smoothing:
+            spread = valid.to(grad.dtype) * (smoothing / classes)
+            inner += spread if gains is None else spread * gains
+        inner.scatter_add_(axis, place, each * (1 - smoothing))
+    scale = grad.unsqueeze(axis) if reduction == "none" else grad
+    return inner * (scale / -count)
+
+
+@rule(F.nll_loss)
+def nll_loss(
+    call: Call,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Minus the given logarithms at the targets; the input, of which PyTorch reads the shape alone, is not kept."""
+    if size_average is not None or reduce is not None or (weight is not None and weight.requires_grad):
+        return NotImplemented
+    return _nll_loss(call, input, target, weight, ignore_index, reduction)
+
+
+@operation
+def _nll_loss(keep: Keep, x: Tensor, target: Tensor, weight: Tensor | None, ignore: int, reduction: str) -> Any:
+    out = F.nll_loss(x, target, weight, ignore_index=ignore, reduction=reduction)
+    target_, weight_ = keep.exact(target), keep.exact(weight)
+    shape = x.shape
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        axis = min(len(shape) - 1, 1)
+        return _of_logarithms(grad, shape, axis, kept[target_], kept[weight_], ignore, reduction)
 
     return out, backward

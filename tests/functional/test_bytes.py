@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import answered
+from calls import answered
 from sketches import held, normal
 from torch import Tensor, nn
 

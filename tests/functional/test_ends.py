@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, answered, leaf, path, quiet
+from calls import Case, answered, leaf, path, quiet
+from cases import CASES
 from sketches import SKETCHES, assert_unbiased, held, normal
 from torch import Tensor
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, aliases, quiet, uncovered
+from calls import Case, quiet
+from cases import CASES, aliases, uncovered
 from torch import Tensor
 
 import rad

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, leaf, path, quiet
+from calls import Case, leaf, path, quiet
+from cases import CASES
 from sketches import assert_unbiased, normal
 from torch import Tensor
 
@@ -42,9 +43,9 @@ QUADRATIC = [
 ]
 
 
-def gradients(case: Case, sketch: rad.Sketch, count: int) -> tuple[list[Tensor], list[Tensor]]:
+def gradients(case: Case, sketch: rad.Sketch, count: int, seed: int = 1) -> tuple[list[Tensor], list[Tensor]]:
     """Estimates for each input ``[count, ...]``, and what they should be on average."""
-    tensors, seeds, draws = case.tensors(), Seeds(1), []
+    tensors, seeds, draws = case.tensors(), Seeds(seed), []
     leaves = [t for t in tensors if isinstance(t, Tensor) and t.requires_grad]
     for _ in range(count):
         torch.default_generator.manual_seed(3)
@@ -90,4 +91,8 @@ def test_every_rule_is_right_on_average(case, bits):
     draws, exact = gradients(case, rad.Rounding(bits=bits), 2)
     if not any((d - e).abs().max() > 1e-6 for d, e in zip(draws, exact, strict=True) if e.numel()):
         return  # nothing is rounded
-    hold(*gradients(case, rad.Rounding(bits=bits), 400))
+    draws, exact = gradients(case, rad.Rounding(bits=bits), 400)
+    if abs(bias(draws, exact)) >= 5:
+        # Among hundreds of cases, a sum of few squares goes so far by chance: once more, with other draws.
+        draws, exact = gradients(case, rad.Rounding(bits=bits), 1600, seed=2)
+    hold(draws, exact)

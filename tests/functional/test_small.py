@@ -1,0 +1,51 @@
+"""What is too small for a summary to be smaller, and numbers that belong to whole rows, are kept as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import answered
+from sketches import normal
+
+import rad
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_small_input_is_no_summary(serving):
+    sketch = rad.Rounding(0.1) if serving else rad.Project(0.1)
+    x, weight = normal(4, 16).requires_grad_(), normal(5, 16).requires_grad_()
+    with answered(sketch):
+        out = F.linear(x * 1, weight)
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    exact = torch.ones(4, 5).T @ x
+    assert torch.equal(grad, exact) == serving
+
+
+STEEP = {
+    "rsqrt": lambda x: torch.rsqrt(x),
+    "sqrt": lambda x: x.sqrt(),
+    "reciprocal": lambda x: x.reciprocal(),
+    "power": lambda x: x**-0.5,
+}
+
+
+@pytest.mark.parametrize("name", STEEP)
+def test_a_row_of_zeros_drowns_no_others(name):
+    """The scale of a padded token's row is some thousand times that of others, with which it would share a range."""
+    x = normal(64, 32)
+    x[5] = 0
+    x.requires_grad_()
+
+    def normalized(x):
+        return x * STEEP[name](x.square().mean(-1, keepdim=True) + 1e-6)
+
+    upstream = normal(64, 32, seed=1)
+    upstream[5] = 0  # a loss leaves padding out
+    (exact,) = torch.autograd.grad(normalized(x), x, upstream)
+    with answered(rad.Rounding(bits=8)):
+        out = normalized(x)
+    (ours,) = torch.autograd.grad(out, x, upstream)
+    assert float((ours - exact).norm() / exact.norm()) < 0.02
