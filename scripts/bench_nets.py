@@ -35,10 +35,11 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.autograd.graph import save_on_cpu
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import rad
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.nets import CASES, build
 from experiments.runs import provenance
 from experiments.show.tables import markdown, prepare, publish
@@ -124,6 +125,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def profiled(bench: Bench) -> str:
+    """Where the time of a step goes."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
+    with profile(activities=kinds) as watch:
+        bench.timed()
+    by = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    return watch.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60)
+
+
 def make(args: argparse.Namespace, batch: int | None, size: int | None) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     case = build(args.net, batch, size)
     dtype = DTYPES[args.dtype]
@@ -169,11 +179,13 @@ def compare(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             for _ in range(args.warmup):  # compiles what is to be compiled
                 bench.timed()
             found[method] = bench.memory()
-        except (UserError, torch.OutOfMemoryError, RuntimeError) as error:
-            notes.append(f"{method}: {str(error).splitlines()[0]}")
+        except Exception as error:  # a rival that does not run is a finding, too
+            notes.append(f"{method}: {type(error).__name__}: {first_line(error)}")
             report("\n".join([describe, *notes]))
             continue
         benches.append(bench)
+        if args.profile:
+            print(f"{method}\n{profiled(bench)}")
         report("\n\n".join([describe, table(benches, found), *notes]))
     gc.freeze()
     for i in range(args.rounds):
@@ -238,6 +250,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=8, help="of a batch that is accumulated (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each to time (default %(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each before (default %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     parser.add_argument("--memory", help="find the largest inputs within so much, such as 2GB, in place of times")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, Outcome
+from calls import Case, Outcome
 from sketches import normal
 from torch import Tensor
 

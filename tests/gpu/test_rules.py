@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, aliases, quiet
+from calls import quiet
+from cases import CASES, aliases
 from on_device import gpu, run
 
 import rad
