@@ -228,7 +228,7 @@ def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             finally:
                 gc.collect()
 
-        step = 32 if "net" in args.net or args.net in ("vit", "swin_t", "convnext_tiny") else 64
+        step = 64
         side = largest(lambda k: fits(1, step * k), 1) * step  # noqa: B023
         batch = largest(lambda n: fits(n, args.size), 1)  # noqa: B023
         rows.append({"method": method, "largest batch": f"{batch}", "largest size at batch 1": f"{side}"})

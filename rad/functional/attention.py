@@ -54,7 +54,7 @@ def attention(
     if mask is not None:
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
-    out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa)
+    out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa, single)
     return out.squeeze(1) if single else out
 
 
@@ -69,8 +69,9 @@ def _attention(
     causal: bool,
     given: float | None,
     gqa: bool,
+    single: bool,
 ) -> tuple[Tensor, object]:
-    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa)
+    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa, single)
     scale = q.shape[-1] ** -0.5 if given is None else given
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
@@ -156,9 +157,20 @@ def _blocks(query: torch.Size, keys: int, causal: bool, most: int) -> list[_Bloc
 
 
 def _stock(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, causal: bool, scale: float | None, gqa: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    drop: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    single: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and with dropout what is zero where a probability was dropped."""
+    if drop == 0 and single:  # for which PyTorch may choose another kernel than with a dimension of heads
+        q, k, v, mask = (None if t is None else t.squeeze(1) for t in (q, k, v, mask))  # pyright: ignore
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).unsqueeze(1), None
     if drop == 0:
         out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
         return out, None
