@@ -28,6 +28,9 @@ test: $(ENV) ## all tests, on two cores
 quick: $(ENV) ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not montecarlo'
 
+test-gpu: $(ENV) ## the tests that need a GPU, in as many processes as it takes
+	$(BIN)/python -m pytest -n 8 -m gpu tests/gpu
+
 lint: $(ENV) ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +54,4 @@ watch: $(ENV) ## the same, until Ctrl-C
 clean: ## remove the environment; runs and results stay
 	rm -rf .venv
 
-.PHONY: help setup run test quick lint bench plot reproduce status watch clean
+.PHONY: help setup run test quick test-gpu lint bench plot reproduce status watch clean

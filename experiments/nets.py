@@ -198,6 +198,7 @@ _GPT2 = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+_GPT2_SMALL = {**_GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
 _BERT = {
     "num_hidden_layers": 4,
     "hidden_size": 256,
@@ -243,6 +244,7 @@ CASES: dict[str, tuple[Callable[[int, int], Case], int, int]] = {
     "vit": (_vit, 16, 64),
     "swin_t": (_vision("swin_t"), 16, 64),
     "gpt2": (_transformer("GPT2", **_GPT2), 4, 256),
+    "gpt2_small": (_transformer("GPT2", **_GPT2_SMALL), 8, 1024),
     "bert": (_transformer("Bert", **_BERT), 4, 256),
     "llama": (_transformer("Llama", **_LLAMA), 4, 256),
     "t5": (_transformer("T5", **_T5), 4, 256),

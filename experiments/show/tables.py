@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from experiments.errors import UserError
 from experiments.runs.provenance import commit_name
 
@@ -20,6 +18,8 @@ _PASSING = ("runs=", "run_dir=", "threads=", "device=", "data.root=")
 
 def command() -> str:
     """The command that makes the present run, but for where it is kept."""
+    from hydra.core.hydra_config import HydraConfig  # whose tables others print without it
+
     overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(_PASSING)]
     return shlex.join(["python", "run.py", *overrides])
 

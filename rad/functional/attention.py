@@ -20,8 +20,9 @@ from rad.functional.registry import rule
 
 __all__ = ["attention"]
 
-# Elements of a block of probabilities, the most of them that are dense at a time.
-_BLOCK = 2**18
+# Elements of a block of probabilities, the most of them that are dense at a time: few on a CPU, for its cache, and on a
+# GPU as many as keep it busy.
+_BLOCK, _BLOCK_GPU = 2**18, 2**24
 # Causal rows are kept in so many spans, each without the keys that none of its rows sees.
 _SPANS = 8
 
@@ -53,7 +54,7 @@ def attention(
     if mask is not None:
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
-    out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa)
+    out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa, single)
     return out.squeeze(1) if single else out
 
 
@@ -68,12 +69,13 @@ def _attention(
     causal: bool,
     given: float | None,
     gqa: bool,
+    single: bool,
 ) -> tuple[Tensor, object]:
-    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa)
+    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa, single)
     scale = q.shape[-1] ** -0.5 if given is None else given
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
-    blocks = _blocks(q.shape, k.shape[-2], causal)
+    blocks = _blocks(q.shape, k.shape[-2], causal, _BLOCK_GPU if q.is_cuda else _BLOCK)
     shapes = q.shape, k.shape, v.shape
     groups = q.shape[1] // k.shape[1]
     again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
@@ -138,11 +140,11 @@ class _Block:
         return matrix[self.examples, :, self.rows, self.keys]
 
 
-def _blocks(query: torch.Size, keys: int, causal: bool) -> list[_Block]:
+def _blocks(query: torch.Size, keys: int, causal: bool, most: int) -> list[_Block]:
     b, h, queries, _ = query
     rows = -(-queries // _SPANS) if causal else queries
-    rows = max(1, min(rows, _BLOCK // max(1, h * keys)))
-    examples = max(1, _BLOCK // max(1, h * rows * keys))
+    rows = max(1, min(rows, most // max(1, h * keys)))
+    examples = max(1, most // max(1, h * rows * keys))
     return [
         _Block(
             slice(first, min(b, first + examples)),
@@ -155,9 +157,20 @@ def _blocks(query: torch.Size, keys: int, causal: bool) -> list[_Block]:
 
 
 def _stock(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, causal: bool, scale: float | None, gqa: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    drop: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    single: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and with dropout what is zero where a probability was dropped."""
+    if drop == 0 and single:  # for which PyTorch may choose another kernel than with a dimension of heads
+        q, k, v, mask = (None if t is None else t.squeeze(1) for t in (q, k, v, mask))  # pyright: ignore
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).unsqueeze(1), None
     if drop == 0:
         out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
         return out, None

@@ -164,8 +164,11 @@ def _dropout(call: Call, x: Tensor, function: Any, p: float, training: bool, inp
 
 @operation
 def _drop(keep: Keep, x: Tensor, function: Any, p: float, inplace: bool, dims: int) -> Any:
-    # The result does not tell an entry that was dropped from one that was zero before; the scales do.
-    scales = function(torch.ones_like(x), p)
+    if x.is_cuda and x.numel() > 0 and not (dims or inplace):
+        return _drop_on_gpu(keep, x, p)
+    # The result does not tell an entry that was dropped from one that was zero before; the scales do. In place PyTorch
+    # may draw others.
+    scales = function(torch.ones_like(x), p, True, inplace)
     # Whole channels share one; three dimensions are a batch of sequences for dropout2d.
     shared = min(dims, x.dim() - 2) if dims == 2 else dims
     mask = scales[(..., *(slice(1),) * shared)] if dims else scales
@@ -177,6 +180,17 @@ def _drop(keep: Keep, x: Tensor, function: Any, p: float, inplace: bool, dims: i
     def backward(kept: Kept, grad: Tensor) -> Tensor:
         # As stock also where what was dropped meets a gradient that is not finite.
         return grad * kept[bits_].to(grad.dtype).div_(1 - p)
+
+    return out, backward
+
+
+def _drop_on_gpu(keep: Keep, x: Tensor, p: float) -> Any:
+    """As stock does it there, in one kernel with numbers of its own."""
+    out, mask = torch.native_dropout(x, p, True)
+    bits_ = keep.bits(mask)
+
+    def backward(kept: Kept, grad: Tensor) -> Tensor:
+        return torch.ops.aten.native_dropout_backward(grad, kept[bits_].view(torch.bool), 1 / (1 - p))
 
     return out, backward
 

@@ -75,6 +75,16 @@ class Summary:
         noise = tracing.noise(self.sketch, self.compressed)
         return noise.expand(self.compressed.shape).reshape(self.shape)
 
+    def times(self, grad: Tensor) -> Tensor:
+        """``grad`` times the estimate, in the memory of the estimate where that is ours to overwrite."""
+        compressed = self.compressed
+        alike = compressed.dtype == grad.dtype and self.shape == grad.shape
+        if compressed.exact or not alike or tracing.transformed():
+            return grad * self.dense()
+        if not grad.is_contiguous() or tracing.traced(grad):
+            return self.dense().mul_(grad)
+        return self.sketch.times(compressed, grad.view(compressed.shape)).view(self.shape)
+
     def columns(self) -> tuple[Tensor | None, Tensor]:
         """The estimate without the features that are zero in all rows; see ``Sketch.columns``."""
         return tracing.columns(self.sketch, self.compressed)
@@ -229,12 +239,6 @@ class Kept:
         return (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
 
     def times(self, handle: Handle, grad: Tensor) -> Tensor:
-        """``grad`` times the tensor or its estimate, in the memory of the estimate where that is ours to overwrite."""
+        """``grad`` times the tensor or its estimate; see ``Summary.times``."""
         item = self[handle]
-        if isinstance(item, Tensor):
-            return grad * item
-        estimate = item.dense()
-        alike = estimate.dtype == grad.dtype and estimate.shape == grad.shape
-        if item.compressed.exact or not alike or tracing.transformed():
-            return grad * estimate
-        return estimate.mul_(grad)
+        return grad * item if isinstance(item, Tensor) else item.times(grad)

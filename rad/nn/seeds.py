@@ -27,7 +27,7 @@ class Seeds:
             # Drawn, so that neighbouring numbers lead to seeds far apart.
             first = torch.Generator().manual_seed(torch.initial_seed() if first is None else first)
         start = int(torch.randint(2**51 - 1, (), generator=first, device=first.device))
-        self._state = torch.tensor(start - 2**50, dtype=torch.int64)
+        self._state = torch.tensor(start - 2**50, dtype=torch.int64, device="cpu")
 
     def next(self) -> Tensor:
         """A seed that was not given before, int64 scalar on the CPU."""

@@ -155,6 +155,10 @@ class Sketch(ABC):
         """Rebuilds an estimate of the shape of ``x`` with ``E[expand(compress(x))] = x``."""
         return compressed.kept[0] if compressed.exact else self._expand(compressed).view(compressed.shape)
 
+    def times(self, compressed: Compressed, grad: Tensor) -> Tensor:
+        """``expand(compressed) · grad``, element by element, for ``grad`` of the shape and dtype of ``x``."""
+        return grad * compressed.kept[0] if compressed.exact else self.expand(compressed).mul_(grad)
+
     def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         """Unbiased estimate ``[o, d]`` of ``grad_outᵀ x``, the gradient of a weight that was applied to ``x``.
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rad.sketch import kernels
+from rad.sketch import gpu, kernels
 from rad.sketch.bits import pack, packed_bytes, unpack
 from rad.sketch.kernels import compiled
+from rad.sketch.random import Stream
 
 __all__ = [
     "RANGE_BYTES",
@@ -64,20 +65,26 @@ def _stretch(bits: int) -> float:
     return (1 + 2.0**-7) / (2**bits - 1)
 
 
-def round_to_levels(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[Tensor, Tensor]:
+def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[Tensor, Tensor]:
     """``⌊v + u⌋`` for elements at ``v`` steps above the lowest of their group.
 
     Args:
         x: Elements ``[count]``, in groups of ``size`` in turn, the last one maybe of fewer.
         size: Elements to a group.
         width: Bits of a level.
-        dither: A number in [0, 1) for each group, then one for each place in a group; ``u`` is their sum modulo 1.
+        stream: Draws the dither: a number in [0, 1) for each group, then one for each place in a group; ``u`` is their
+            sum modulo 1.
 
     Returns:
         Packed levels ``[width, ceil(count / 8)]``, and bfloat16 ``[2, groups]``: lowest values and steps, NaN for a
         group with an element that is not finite.
     """
-    groups = len(dither) - size
+    groups = -(-len(x) // size)
+    if gpu.groups_of(x, size):
+        return gpu.round_to_levels(x, size, width, stream.advance(groups + size))
+    if x.dtype == torch.float16:  # which the compiled loops do not know
+        x = x.float()
+    dither = stream.uniform((groups + size,), compute_dtype(x.dtype))
     if kernels.usable(x, torch.bfloat16):
         packed = x.new_empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
@@ -93,9 +100,21 @@ def round_to_levels(x: Tensor, size: int, width: int, dither: Tensor) -> tuple[T
     return pack(levels, width), torch.stack([low, step])
 
 
-def rebuild(packed: Tensor, ranges: Tensor, size: int, dither: Tensor, out: Tensor) -> Tensor:
-    """``low + (level + ½ − u) · step`` by groups, written to ``out`` ``[count]``; see ``round_to_levels``."""
+def rebuild(
+    packed: Tensor, ranges: Tensor, size: int, stream: Stream, out: Tensor, times: Tensor | None = None
+) -> Tensor:
+    """``low + (level + ½ − u) · step`` by groups, written to ``out`` ``[count]``; see ``round_to_levels``.
+
+    Where ``times`` ``[count]`` of the same dtype is given, ``out`` is the product with it.
+    """
     groups = ranges.shape[1]
+    if gpu.groups_of(out, size):
+        return gpu.rebuild(packed, ranges, size, stream.advance(groups + size), out, times)
+    if times is not None:
+        return rebuild(packed, ranges, size, stream, out).mul_(times)
+    if out.dtype == torch.float16:
+        return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
+    dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
     if kernels.usable(out, torch.bfloat16):
         arrays = (packed.numpy(), _array(ranges), dither.numpy(), _array(out))
         kernels.shared(_rebuild, groups, size, *arrays, size, dither.numpy().dtype.type(_TINY))

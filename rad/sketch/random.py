@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rad.sketch import kernels
+from rad.sketch import gpu, kernels
 
 __all__ = ["Stream", "bounded"]
 
@@ -41,7 +41,9 @@ class Stream:
 
     def words(self, count: int) -> Tensor:
         """int64 ``[count]`` of 64 random bits each."""
-        start, out = self._advance(count), torch.empty(count, dtype=torch.int64, device=self.device)
+        start, out = self.advance(count), torch.empty(count, dtype=torch.int64, device=self.device)
+        if gpu.usable(out):
+            return gpu.draw(out, start, "words")
         if kernels.usable(out):
             kernels.hash_words(start, out.numpy())
             return out
@@ -51,8 +53,10 @@ class Stream:
         """int64 of the given shape, uniform in [0, bound) up to a relative bound/2^32."""
         count = math.prod(shape)
         out = torch.empty(shape, dtype=torch.int64, device=self.device)
+        if gpu.usable(out):
+            return gpu.draw(out, self.advance(count), "integers", bound)
         if kernels.usable(out):
-            kernels.integers(self._advance(count), bound, out.numpy().reshape(-1))
+            kernels.integers(self.advance(count), bound, out.numpy().reshape(-1))
             return out
         return bounded(self.words(count), bound).view(shape)
 
@@ -60,8 +64,10 @@ class Stream:
         """Multiples of 2^-23, uniform in [0, 1): the sum of two is exact in float32."""
         count = math.prod(shape)
         out = torch.empty(shape, dtype=dtype, device=self.device)
+        if gpu.usable(out):
+            return gpu.draw(out, self.advance(count), "uniform")
         if kernels.usable(out):
-            kernels.uniform(self._advance(count), out.numpy().reshape(-1))
+            kernels.uniform(self.advance(count), out.numpy().reshape(-1))
             return out
         return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
 
@@ -70,14 +76,17 @@ class Stream:
         count = math.prod(shape)
         words = -(-count // 64)
         out = torch.empty(64 * words, dtype=dtype, device=self.device)
-        if kernels.usable(out):
-            kernels.signs(self._advance(words), out.numpy())
+        if gpu.usable(out):
+            gpu.signs(out, self.advance(words))
+        elif kernels.usable(out):
+            kernels.signs(self.advance(words), out.numpy())
         else:
             bits = self.words(words)[:, None] >> torch.arange(64, device=self.device) & 1
             out = bits.view(-1).to(dtype).mul_(2).sub_(1)
         return out[:count].view(shape)
 
-    def _advance(self, count: int) -> int | Tensor:
+    def advance(self, count: int) -> Any:
+        """Skips ``count`` numbers, for loops that draw them themselves, and returns the counter of the first."""
         start = self._counter
         self._counter = _signed(start + count)
         return start

@@ -118,29 +118,29 @@ class Rounding(Sketch):
         step = read_step(compressed.kept[1][1]).to(compute_dtype(compressed.dtype))
         return _of_elements(step.square_().div_(12), compressed.shape, self.group)
 
+    def times(self, compressed: Compressed, grad: Tensor) -> Tensor:
+        """See ``Sketch.times``; formed at once, where there are loops for that."""
+        if compressed.exact:
+            return super().times(compressed, grad)
+        return self._rebuilt(compressed, compressed.dtype, grad.reshape(-1))
+
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         width, size = self.width(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        if x.dtype == torch.float16:  # which the compiled loops do not know
-            x = x.float()
-        return round_to_levels(x.detach().reshape(-1), size, width, _dither(x.numel(), size, x.dtype, stream))
+        return round_to_levels(x.detach().reshape(-1), size, width, stream)
 
     def _expand(self, compressed: Compressed) -> Tensor:
-        return self._wide(compressed).to(compressed.dtype)
+        return self._rebuilt(compressed, compressed.dtype)
 
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         if compressed.dtype != torch.float16:
             return super()._grad_weight(compressed, grad_out)
         # Estimates lie up to a step outside of their range, perhaps beyond what float16 holds; a quarter of them fits.
-        return product(grad_out, self._wide(compressed).mul_(0.25).to(grad_out.dtype)).mul_(4)
+        return product(grad_out, self._rebuilt(compressed, torch.float32).mul_(0.25).to(grad_out.dtype)).mul_(4)
 
-    def _wide(self, compressed: Compressed) -> Tensor:
-        """The estimate, in float32 if float16 is asked for, which the compiled loops do not know."""
-        (packed, ranges), count, dtype = compressed.kept, compressed.shape.numel(), compressed.dtype
-        size = _group_size(count, self.group)
-        out = packed.new_empty(count, dtype=torch.float32 if dtype == torch.float16 else dtype)
-        return rebuild(packed, ranges, size, _dither(count, size, dtype, compressed.stream()), out).view(
-            compressed.shape
-        )
+    def _rebuilt(self, compressed: Compressed, dtype: torch.dtype, times: Tensor | None = None) -> Tensor:
+        (packed, ranges), count = compressed.kept, compressed.shape.numel()
+        size, out = _group_size(count, self.group), packed.new_empty(count, dtype=dtype)
+        return rebuild(packed, ranges, size, compressed.stream(), out, times).view(compressed.shape)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         size = _group_size(x.numel(), self.group)
@@ -148,11 +148,6 @@ class Rounding(Sketch):
         _, step = stored_range(rows.amin(1), rows.amax(1), self.width(x.numel(), x.element_size()))
         noise = _of_elements(read_step(step).double().square_().div_(12), x.shape, self.group)
         return (noise.expand(x.shape).sum(2) * grad_out.square().sum(2)).sum()
-
-
-def _dither(count: int, size: int, dtype: torch.dtype, stream: Stream) -> Tensor:
-    """One random number for each group of ``size`` among ``count`` elements, then one for each place in a group."""
-    return stream.uniform((-(-count // size) + size,), compute_dtype(dtype))
 
 
 def _of_elements(groups: Tensor, shape: torch.Size, limit: int) -> Tensor:

@@ -1,0 +1,179 @@
+"""Triton loops for GPUs in place of a dozen passes of PyTorch each, and with the same bits.
+
+Triton comes with PyTorch's Linux wheels. Where it is missing, does not know the device or cannot compile, the plain
+PyTorch versions run.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "bits_where_positive",
+    "draw",
+    "groups_of",
+    "masked",
+    "real",
+    "pack",
+    "rebuild",
+    "round_to_levels",
+    "signs",
+    "unpack",
+    "usable",
+]
+
+enabled = True
+devices = {"cuda"}  # a CPU can run the loops too, in Triton's interpreter, to test them
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_OLDEST = (7, 0)  # compute capability that Triton compiles for
+_LARGEST = 4096  # elements of a group that one program holds
+_ELEMENTS = 2048  # of a program, about
+
+
+def usable(x: Tensor) -> bool:
+    """Whether loops can take a tensor: it has memory on a device that Triton compiles for."""
+    return enabled and x.device.type in devices and type(x) in _PLAIN and _loops(x.device) is not None
+
+
+def real(x: Tensor) -> bool:
+    """Whether loops can take a tensor of floating point."""
+    return x.dtype in _REAL and usable(x)
+
+
+def groups_of(x: Tensor, size: int) -> bool:
+    """Whether loops can take groups of ``size`` elements of ``x``: they fill whole bytes and fit into one program."""
+    return size % 8 == 0 and size <= _LARGEST and real(x)
+
+
+@functools.cache
+def _loops(device: torch.device) -> dict[str, Any] | None:
+    """The loops by name, ``None`` where they do not run."""
+    try:
+        from rad.sketch.gpu import levels, numbers, planes
+    except ImportError:
+        return None
+    if device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) < _OLDEST:
+        return None
+    loops = {**vars(numbers), **vars(planes), **vars(levels)}
+    try:
+        with _on(device):
+            loops["draw_words"][(1,)](torch.zeros(2, dtype=torch.int64, device=device), 2, 1, 0, "words", 16, **_EXACT)
+    except Exception as error:  # no driver or no compiler for C, perhaps
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"Triton does not work on {device} ({reason}); plain PyTorch does the same, more slowly",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    return loops
+
+
+_EXACT = {"enable_fp_fusion": False, "num_warps": 4}  # a product and a sum are rounded one after the other
+
+
+def _on(device: torch.device) -> Any:
+    """Makes a device the one that loops are launched on."""
+    return torch.cuda.device(device if device.type == "cuda" else -1)
+
+
+def _launch(x: Tensor, name: str, programs: int, *args: Any) -> None:
+    if programs == 0:
+        return
+    loops = _loops(x.device)
+    assert loops is not None
+    loop = loops[name][(programs,)]
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        with _on(x.device):
+            loop(*args, **_EXACT)
+    else:
+        loop(*args, **_EXACT)
+
+
+def round_to_levels(x: Tensor, size: int, width: int, start: int) -> tuple[Tensor, Tensor]:
+    """See ``rad.sketch.levels``; the dither is that of counters from ``start``."""
+    count = len(x)
+    groups, row_bytes, eighths, rows = _shape(count, size)
+    packed = torch.empty(width, row_bytes, dtype=torch.uint8, device=x.device)
+    ranges = torch.empty(2, groups, dtype=torch.bfloat16, device=x.device)
+    args = (x, packed, ranges, count, groups, row_bytes, start, size, eighths, width, rows, count % size == 0)
+    _launch(x, "round_groups", -(-groups // rows), *args)
+    return packed, ranges
+
+
+def rebuild(packed: Tensor, ranges: Tensor, size: int, start: int, out: Tensor, grad: Tensor | None = None) -> Tensor:
+    """See ``rad.sketch.levels``; times ``grad`` ``[count]`` if there is one, of the dtype of ``out``."""
+    count = len(out)
+    groups, row_bytes, eighths, rows = _shape(count, size)
+    other = out if grad is None else grad
+    args = (packed, ranges, other, out, count, groups, row_bytes, start, size, eighths, len(packed), rows)
+    _launch(out, "rebuild_groups", -(-groups // rows), *args, count % size == 0, grad is not None)
+    return out
+
+
+@functools.cache
+def _shape(count: int, size: int) -> tuple[int, int, int, int]:
+    """Groups, bytes of a row of bits, eights of a group as a power of two, and groups of a program."""
+    eighths = 1 << (size // 8 - 1).bit_length()
+    return -(-count // size), -(-count // 8), eighths, max(1, _ELEMENTS // (8 * eighths))
+
+
+def pack(values: Tensor, width: int) -> Tensor:
+    """``rad.sketch.bits.pack``."""
+    values = values.contiguous()
+    return _packed(values.view(torch.uint8) if values.dtype == torch.bool else values, width, False)
+
+
+def bits_where_positive(x: Tensor) -> Tensor:
+    """``rad.sketch.bits.pack_positive``."""
+    return _packed(x.contiguous(), 1, True)
+
+
+def _packed(x: Tensor, width: int, positive: bool) -> Tensor:
+    count = x.numel()
+    row_bytes = -(-count // 8)
+    packed = torch.empty(width, row_bytes, dtype=torch.uint8, device=x.device)
+    args = (x, packed, count, row_bytes, width, positive, _ELEMENTS // 8)
+    _launch(x, "pack_values", -(-count // _ELEMENTS), *args)
+    return packed
+
+
+def unpack(packed: Tensor, width: int, count: int) -> Tensor:
+    """``rad.sketch.bits.unpack``."""
+    out = torch.empty(count, dtype=torch.uint8 if width <= 8 else torch.int32, device=packed.device)
+    args = (packed.contiguous(), out, count, -(-count // 8), width, _ELEMENTS // 8)
+    _launch(packed, "unpack_values", -(-count // _ELEMENTS), *args)
+    return out
+
+
+def masked(x: Tensor, packed: Tensor) -> Tensor:
+    """``rad.sketch.bits.masked``."""
+    out, count, words = torch.empty(x.shape, dtype=x.dtype, device=x.device), x.numel(), _WORDS[x.element_size()]
+    args = (x.contiguous().view(words), packed, out.view(words), count, -(-count // 8), _ELEMENTS // 8)
+    _launch(x, "mask_values", -(-count // _ELEMENTS), *args)
+    return out
+
+
+def draw(out: Tensor, start: int, kind: str, bound: int = 0) -> Tensor:
+    """Fills ``out`` with the numbers of counters from ``start``: words, integers below a bound, or uniform ones."""
+    count = out.numel()
+    _launch(out, "draw_words", -(-count // _BLOCK), out, count, start, bound, kind, _BLOCK)
+    return out
+
+
+def signs(out: Tensor, start: int) -> Tensor:
+    """Fills ``out`` with ±1."""
+    count = out.numel()
+    _launch(out, "draw_signs", -(-count // (64 * 32)), out, count, start, 32)
+    return out
+
+
+_BLOCK = 1024  # numbers that a program draws

@@ -1,0 +1,277 @@
+"""Step time and memory of any net under every method and its rivals, on a CPU or a GPU.
+
+Methods take turns, a step each, so that a drift of the machine's speed meets all alike. A step is forward pass, loss,
+backward pass and optimizer on one fixed batch. Rivals of a summary that keep gradients exact: ``checkpoint`` computes
+every block again, ``accumulate`` splits the batch, ``offload`` moves what is kept to the CPU, ``compile:0.3``
+is PyTorch's compiler with such an activation memory budget. ``rounding+compile`` is the converted net, compiled.
+
+Rows are written as they come, so that a run that is stopped leaves what it has found.
+
+    python scripts/bench_nets.py --net gpt --methods exact,rounding,checkpoint,accumulate,compile:0.3
+    python scripts/bench_nets.py --net resnet50 --batch 128 --size 224 --device cuda --dtype bf16 --out results/a.md
+    python scripts/bench_nets.py --net gpt2_small --device cuda --dtype amp --memory 8GB   # the largest inputs that fit
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+# Random weights from configurations; nothing is looked for on a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch
+from torch.autograd.graph import save_on_cpu
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+
+import rad
+from experiments.errors import UserError, first_line
+from experiments.nets import CASES, build
+from experiments.runs import provenance
+from experiments.show.tables import markdown, prepare, publish
+from rad.measure import peak_bytes, saved_bytes
+
+METHODS = "exact,rounding,checkpoint,accumulate,compile,compile:0.3"
+DTYPES = {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16}
+# Blocks of the nets, one of which is computed again at a time.
+BLOCKS = (
+    "BasicBlock Bottleneck InvertedResidual MBConv CNBlock EncoderBlock SwinTransformerBlock GPT2Block BertLayer "
+    "LlamaDecoderLayer T5Block _Down"
+).split()
+UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+class Bench:
+    """One method on one net.
+
+    Args:
+        method: Its name, see ``METHODS``.
+        model: The net with its loss, already on its device, not to be used again.
+        inputs: Of the batch.
+        args: The options of the command line.
+    """
+
+    def __init__(self, method: str, model: nn.Module, inputs: tuple[Tensor, ...], args: argparse.Namespace) -> None:
+        self.method, self.inputs, self.device = method, inputs, torch.device(args.device)
+        self.name, _, budget = method.partition(":")
+        self.parts = args.parts if self.name == "accumulate" else 1
+        self.amp = args.dtype == "amp"
+        if self.name.startswith("rounding"):
+            rad.convert(model, rad.Rounding(bits=args.bits), generator=rad.nn.Seeds(0))
+        elif self.name == "checkpoint":
+            recompute_blocks(model)
+        elif self.name not in ("exact", "accumulate", "offload", "compile"):
+            raise UserError(f"there is no method {method!r}; choose from {METHODS}, offload, rounding+compile")
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        self.budget = float(budget) if budget else None
+        self.run = torch.compile(model) if "compile" in self.name else model
+        self.seconds: list[float] = []
+
+    def loss(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return self.run(*inputs)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        keep = save_on_cpu(pin_memory=True) if self.name == "offload" else nullcontext()
+        budget = nullcontext() if self.budget is None else functorch.patch(activation_memory_budget=self.budget)
+        for part in zip(*(t.chunk(self.parts) for t in self.inputs), strict=True):
+            with keep, budget:
+                loss = self.loss(part) * (len(part[0]) / len(self.inputs[0]))
+            loss.backward()
+        self.optimizer.step()
+
+    def timed(self) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        self.step()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes held for the backward pass, of one part if there are several, and the allocator's peak of a step."""
+        part = tuple(t.chunk(self.parts)[0] for t in self.inputs)
+        held = 0 if self.name == "offload" else saved_bytes(lambda: self.loss(part)).total
+        self.optimizer.zero_grad()
+        gc.collect()
+        return held, peak_bytes(self.step, self.device)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Lets every block keep only its input."""
+    blocks = [m for m in model.modules() if type(m).__name__ in BLOCKS]
+    if not blocks:
+        raise UserError(f"no block of {type(model).__name__} is known to be computed again; leave checkpoint out")
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def profiled(bench: Bench) -> str:
+    """Where the time of a step goes."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
+    with profile(activities=kinds) as watch:
+        bench.timed()
+    by = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    return watch.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60)
+
+
+def make(args: argparse.Namespace, batch: int | None, size: int | None) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+    case = build(args.net, batch, size)
+    dtype = DTYPES[args.dtype]
+    inputs = tuple(t.to(args.device, dtype if t.is_floating_point() else None) for t in case.inputs)
+    return case.model.to(args.device, dtype), inputs, case.describe
+
+
+def table(benches: list[Bench], found: dict[str, tuple[int, int]]) -> str:
+    rows, exact = [], benches[0]
+    for bench in benches:
+        held, peak = found[bench.method]
+        cells = {
+            "method": bench.method,
+            "held MB": f"{held / 1e6:,.1f}",
+            "÷ exact": "–",
+            "peak MB": f"{peak / 1e6:,.1f}",
+        }
+        first = found.get(exact.method)
+        assert first is not None
+        cells["÷ exact"] = f"{held / max(first[0], 1):.3f}" if held else "–"
+        cells["peak ÷ exact"] = f"{peak / max(first[1], 1):.3f}"
+        cells["ms a step (quartiles)"] = cells["÷ exact (quartiles)"] = "–"
+        if len(bench.seconds) > 1:
+            low, mid, high = (1000 * q for q in statistics.quantiles(bench.seconds, n=4))
+            cells["ms a step (quartiles)"] = f"{mid:.1f} ({low:.1f} to {high:.1f})"
+            ratios = [a / b for a, b in zip(bench.seconds, exact.seconds, strict=False)]
+            low, mid, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+            cells["÷ exact (quartiles)"] = f"{mid:.3f} ({low:.3f} to {high:.3f})"
+        rows.append(cells)
+    return markdown(rows, right=True)
+
+
+def compare(args: argparse.Namespace, report: Callable[[str], None]) -> None:
+    """All methods side by side."""
+    methods = ["exact", *(m for m in args.methods.split(",") if m != "exact")]
+    model, inputs, describe = make(args, args.batch, args.size)
+    benches: list[Bench] = []
+    found: dict[str, tuple[int, int]] = {}
+    notes: list[str] = []
+    for method in methods:
+        try:
+            bench = Bench(method, copy.deepcopy(model), inputs, args)
+            for _ in range(args.warmup):  # compiles what is to be compiled
+                bench.timed()
+            found[method] = bench.memory()
+        except Exception as error:  # a rival that does not run is a finding, too
+            notes.append(f"{method}: {type(error).__name__}: {first_line(error)}")
+            report("\n".join([describe, *notes]))
+            continue
+        benches.append(bench)
+        if args.profile:
+            print(f"{method}\n{profiled(bench)}")
+        report("\n\n".join([describe, table(benches, found), *notes]))
+    gc.freeze()
+    for i in range(args.rounds):
+        for bench in benches:
+            bench.seconds.append(bench.timed())
+        if i % 10 == 9 or i == args.rounds - 1:
+            report("\n\n".join([describe, table(benches, found), *notes]))
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest number that fits, to an eighth of itself; 0 if not even ``start`` does."""
+    low, high = 0, start
+    while fits(high):
+        low, high = high, 2 * high
+    while low and high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
+    """The largest batch, and the largest input at batch 1, with which a step stays within the given memory."""
+    number, unit = args.memory[:-2], args.memory[-2:]
+    try:
+        room = float(number) * UNITS[unit]
+    except (KeyError, ValueError):
+        raise UserError(f"--memory must be a number of MB or GB, such as 2GB, got {args.memory!r}") from None
+    rows: list[dict[str, str]] = []
+    for method in args.methods.split(","):
+
+        def fits(batch: int, size: int | None, method: str = method) -> bool:
+            try:
+                model, inputs, _ = make(args, batch, size)
+                weights = sum(p.nbytes for p in model.parameters())
+                bench = Bench(method, model, inputs, args)
+                bench.step()
+                return weights + bench.memory()[1] <= room
+            except torch.OutOfMemoryError:
+                return False
+            finally:
+                gc.collect()
+
+        step = 64
+        side = largest(lambda k: fits(1, step * k), 1) * step  # noqa: B023
+        batch = largest(lambda n: fits(n, args.size), 1)  # noqa: B023
+        rows.append({"method": method, "largest batch": f"{batch}", "largest size at batch 1": f"{side}"})
+        report(f"within {args.memory}, weights and gradients included\n\n{markdown(rows, right=True)}")
+
+
+def main() -> None:
+    """Parses the command line, measures, and prints tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="gpt", help=f"one of {', '.join(CASES)} (default %(default)s)")
+    parser.add_argument("--batch", type=int, help="examples (default: the net's usual number)")
+    parser.add_argument("--size", type=int, help="side of images or length of sequences (default: the usual one)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--dtype", default="fp32", choices=DTYPES, help="fp32, amp (autocast to bf16), bf16 (all of it)"
+    )
+    parser.add_argument("--methods", default=METHODS, help="default %(default)s; also offload, rounding+compile")
+    parser.add_argument("--bits", type=int, default=3, help="of rounding (default %(default)s)")
+    parser.add_argument("--parts", type=int, default=8, help="of a batch that is accumulated (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each to time (default %(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps of each before (default %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
+    parser.add_argument("--memory", help="find the largest inputs within so much, such as 2GB, in place of times")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
+    args = parser.parse_args()
+    for name, least in (("rounds", 0), ("warmup", 1), ("threads", 1), ("batch", 1), ("size", 1), ("parts", 1)):
+        given: Any = getattr(args, name)
+        if given is not None and given < least:
+            parser.error(f"--{name} must be at least {least}, got {given}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and there is none; leave it out to measure on the CPU")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = provenance.describe(provenance.session(torch.device(args.device)))
+    head = f"{args.net}, {args.dtype}, rad.Rounding(bits={args.bits}), {args.parts} parts accumulated; {where}"
+    try:
+        prepare(args.out)
+        report = lambda text: publish(f"{head}; {text}\n", args.out)  # noqa: E731
+        (capacities if args.memory else compare)(args, report)
+    except (UserError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Threads and processes that use the compiled loops at the same time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from sketches import normal
+
+import rad
+from rad.sketch import kernels
+
+ROOT = Path(__file__).parents[2]
+SKETCH = rad.Rounding(bits=3)
+
+pytestmark = pytest.mark.skipif(kernels.numba is None, reason="numba is not installed")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def summary(seed: int) -> list[torch.Tensor]:
+    x = normal(64, 4096, seed=seed)
+    compressed = SKETCH.compress(x, seed=torch.tensor(seed))
+    positive = rad.sketch.bits.pack_positive(x)
+    return [*compressed.kept, SKETCH.expand(compressed), positive, rad.sketch.bits.masked(x, positive)]
+
+
+def test_two_threads_at_the_same_time_get_the_bits_that_they_get_one_after_the_other(threads):
+    threads(2)
+    expected = [summary(seed) for seed in range(12)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(summary, range(12)))
+    for a, b in zip(found, expected, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+def test_one_thread_means_one(threads, monkeypatch):
+    def nobody():
+        raise AssertionError("a second thread was asked for")
+
+    monkeypatch.setattr(kernels, "_pool", nobody)
+    threads(1)
+    summary(0)
+    threads(2)
+    with pytest.raises(AssertionError, match="second thread"):
+        summary(0)
+
+
+FORKED = """
+import os, sys, torch, rad
+torch.set_num_threads(2)
+x, seed, sketch = torch.randn(64, 4096), torch.tensor(3), rad.Rounding(bits=3)
+expected = sketch.compress(x, seed=seed).kept  # by two threads, which a child does not have
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    kept = sketch.compress(x, seed=seed).kept
+    os._exit(0 if all(map(torch.equal, kept, expected)) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_has_threads_of_its_own():
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
