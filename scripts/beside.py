@@ -55,13 +55,13 @@ def batches(case: Case, data: str, device: torch.device, seed: int) -> Iterator[
         yield (x, y.long()) if images else (x,)
 
 
-def row(name: str, args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[float, float]]]:
+def row(name: str, sketch: rad.Sketch, args: argparse.Namespace) -> dict[str, str]:
     """Losses of both, averaged over the steps of each quarter."""
     device = torch.device(args.device)
     made = build(name, args.batch, args.size, args.seed)
     drawn = batches(made, args.data, device, args.seed)
     stock = made.model.to(device).train()
-    few = rad.convert(copy.deepcopy(stock), rad.Rounding(args.budget), generator=rad.nn.Seeds(args.seed))
+    few = rad.convert(copy.deepcopy(stock), sketch, generator=rad.nn.Seeds(args.seed))
     optimizers = [torch.optim.AdamW(net.parameters(), lr=args.lr) for net in (stock, few)]
     losses: list[tuple[float, float]] = []
     for i in tqdm(range(args.steps), desc=name, disable=None, leave=False):
@@ -82,7 +82,7 @@ def row(name: str, args: argparse.Namespace) -> tuple[dict[str, str], list[tuple
         if part:
             exact, ours = (sum(column) / len(part) for column in zip(*part, strict=True))
             cells[f"steps {start} to {start + len(part)}, exact → converted"] = f"{exact:.4f} → {ours:.4f}"
-    return cells, losses
+    return cells
 
 
 def main() -> None:
@@ -102,16 +102,17 @@ def main() -> None:
     for name in ("steps", "batch", "size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device must be cpu, or cuda where PyTorch finds such a device, got {args.device}")
     try:
-        if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+        sketch = rad.Rounding(args.budget)
         prepare(args.out)
-        rows = [row(name, args)[0] for name in args.nets.split(",")]
-    except (UserError, OSError, ValueError, RuntimeError) as error:
+        rows = [row(name, sketch, args) for name in args.nets.split(",")]
+    except (UserError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     where = provenance.describe(provenance.session(torch.device(args.device)))
     setting = f"AdamW, learning rate {args.lr}, seed {args.seed}, images: {args.data}"
-    publish(f"{rad.Rounding(args.budget)}; {setting}; float32; {where}\n\n{markdown(rows)}\n", args.out)
+    publish(f"{sketch}; {setting}; float32; {where}\n\n{markdown(rows)}\n", args.out)
 
 
 if __name__ == "__main__":
