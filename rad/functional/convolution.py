@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rad.functional.autocast import autocast
 from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
-from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
 from rad.sketch import kernels
 from rad.sketch.levels import compute_dtype
@@ -102,33 +102,33 @@ def _convolution(
     geometry = _Geometry.of(x, weight, **options) if not transposed and len(shape) == 4 else None
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = autocast(grad)
+        grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
-        summary, dense_weight = kept[x_], kept.dense(weight_)
-        dense_weight = None if dense_weight is None else dense_weight.to(grad.dtype)
-        grad_x = grad_weight = None
-        # Both gradients by one call are faster where weights are large; else the dense estimate is gone before the
-        # gradient of the input is formed.
-        together = summary is not None and dense_weight is not None and math.prod(shape) <= dense_weight.numel()
-        if summary is not None:
-            index, values = summary.columns() if geometry is not None else (None, summary.dense())
-            if index is not None:
-                assert geometry is not None
-                grad_weight = _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
-                together = False
-            else:
-                # Stock reads the shape of a weight, yet copies one that has no memory of its own.
-                read = stand_in(sizes, grad) if dense_weight is None else dense_weight
-                dense = values.view(shape).to(grad.dtype)
-                grad_x, grad_weight, _ = _stock_backward(grad, dense, read, moves, [together, True, False])
-                del dense
-            del values
-        if dense_weight is not None and not together:
-            if geometry is not None:
-                grad_x = _grad_input(dense_weight, grad, geometry)
-            else:
-                grad_x = _stock_backward(grad, stand_in(shape, grad), dense_weight, moves, [True, False, False])[0]
+        weight = None if weight is None else weight.to(grad.dtype)
+        # Both gradients by one call are faster where weights are large. Else the input's comes afterwards, when the
+        # dense estimate is gone.
+        together = weight is not None and math.prod(shape) <= math.prod(sizes)
+        grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
+        if weight is not None and grad_x is None:
+            grad_x = _of_input(weight, grad)
         return grad_x, grad_weight, grad_bias
+
+    def _of_weight(
+        summary: Summary, weight: Tensor | None, grad: Tensor, together: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        index, values = summary.columns() if geometry is not None else (None, summary.dense())
+        if geometry is not None and index is not None:
+            return None, _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
+        # Of a weight stock reads the shape here, and yet copies one that has no memory of its own.
+        read = stand_in(sizes, grad) if weight is None else weight
+        dense = values.view(shape).to(grad.dtype)
+        grad_x, grad_weight, _ = _stock_backward(grad, dense, read, moves, [together, True, False])
+        return grad_x, grad_weight
+
+    def _of_input(weight: Tensor, grad: Tensor) -> Tensor:
+        if geometry is not None:
+            return _grad_input(weight, grad, geometry)
+        return _stock_backward(grad, stand_in(shape, grad), weight, moves, [True, False, False])[0]
 
     return out, backward
 
