@@ -1,0 +1,155 @@
+"""What the noise of each kept tensor contributes to the variance of the gradient, from one pass for all of them.
+
+Let ``x̂`` be the estimate of a kept tensor, ``x`` itself but for independent errors of variance ``noise_j``. To first
+order it adds ``V = Σ_j noise_j ‖∂g/∂x̂_j‖²`` to the variance of the gradient ``g``, summed over all its entries. With
+signs ``r`` drawn at random for the entries of ``g``, ``(∂(r·g)/∂x̂_j)²`` has the expectation ``‖∂g/∂x̂_j‖²``: one
+derivative of the scalar ``r·g`` by all estimates at once gives an unbiased estimate of every ``V``. So each tensor is
+kept as it is, the backward pass is recorded, and differentiated. ``noise_j`` is step²/12, known from the ranges alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rad.functional import Assignment
+from rad.nn import Seeds
+from rad.nn.convert import for_a_while
+from rad.sketch import Compressed, Rounding, Sketch
+from rad.sketch.random import Stream
+
+__all__ = ["BASE", "Contributions", "contributions"]
+
+BASE = Rounding(bits=3)  # decides what is kept at all, whatever the bits
+_COARSE = Rounding(bits=1)  # noise falls with (2^bits − 1)² from here
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What was measured, averaged over batches and draws.
+
+    Attributes:
+        norm2: ``‖g‖²``.
+        variance: Of each place, ``V`` if it kept one bit.
+        nbytes: Of each place, the bytes of the tensors themselves.
+    """
+
+    norm2: float
+    variance: dict[str, float]
+    nbytes: dict[str, float]
+
+
+def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, draws: int, seed: int) -> Contributions:
+    """Measures ``V`` of every place.
+
+    Args:
+        model: Plain or converted.
+        loss: Runs a forward pass and returns the loss.
+        batches: How many to run.
+        draws: Of signs for each.
+        seed: Of the signs.
+
+    Raises:
+        ValueError: If the gradient is not finite, or cannot be differentiated once more.
+    """
+    signs = torch.Generator().manual_seed(seed)
+    norm2 = 0.0
+    variance: dict[str, float] = {}
+    nbytes: dict[str, float] = {}
+    for _ in range(batches):
+        probes = _Probes()
+        with for_a_while(model, probes, generator=Seeds(0)):
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            grads = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+            norm2 += sum(g.detach().double().square().sum().item() for g in grads if g is not None) / batches
+            if not math.isfinite(norm2):
+                raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")
+            for draw in range(draws):
+                for place, size, found in _derivatives(grads, probes, signs, retain=draw < draws - 1):
+                    variance[place] = variance.get(place, 0.0) + found / (batches * draws)
+                    nbytes[place] = nbytes.get(place, 0.0) + size / (batches * draws)
+        del probes, grads
+    return Contributions(norm2, variance, nbytes)
+
+
+def _derivatives(
+    grads: tuple[Tensor | None, ...], probes: _Probes, signs: torch.Generator, retain: bool
+) -> Iterator[tuple[str, int, float]]:
+    """Place, bytes and ``V`` of each kept tensor."""
+    used = [(place, probe.leaf[0]) for place, probe in probes.made if probe.leaf]
+    parts = [
+        (g * torch.randint(0, 2, g.shape, generator=signs).mul_(2).sub_(1).to(g)).sum()
+        for g in grads
+        if g is not None and g.requires_grad
+    ]
+    if not used or not parts:
+        return
+    try:
+        found = torch.autograd.grad(
+            sum(parts[1:], parts[0]), [leaf for *_, leaf in used], retain_graph=retain, allow_unused=True
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"the gradient of this model cannot be differentiated once more, which tells what noise adds: {error}"
+        ) from error
+    for (place, leaf), slope in zip(used, found, strict=True):
+        if slope is None:
+            yield place, leaf.nbytes, 0.0
+        else:
+            noise = _COARSE.noise(_COARSE.compress(leaf.detach(), seed=torch.zeros((), dtype=torch.int64)))
+            yield place, leaf.nbytes, (slope.double().square() * noise).sum().item()
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe(Sketch):
+    """Keeps the tensor itself, in the backward pass as a leaf to differentiate by."""
+
+    budget: float = 1.0
+    leaf: list[Tensor] = field(default_factory=list)
+
+    serves_factors: ClassVar[bool] = True
+
+    def expand(self, compressed: Compressed) -> Tensor:
+        """See ``Sketch``."""
+        return super().expand(self._by_leaf(compressed))
+
+    def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
+        """See ``Sketch``."""
+        return super().grad_weight(self._by_leaf(compressed), grad_out)
+
+    def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
+        """See ``Sketch``."""
+        return super().columns(self._by_leaf(compressed))
+
+    def _by_leaf(self, compressed: Compressed) -> Compressed:
+        if not self.leaf:
+            self.leaf.append(compressed.kept[0].detach().requires_grad_())
+        return replace(compressed, kept=(self.leaf[0],))
+
+    def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
+        return (x,)
+
+    def _expand(self, compressed: Compressed) -> Tensor:
+        return compressed.kept[0]
+
+
+class _Probes(Assignment):
+    """A probe for each tensor."""
+
+    sketch = BASE
+    key = "probes"
+    differentiable = True
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, _Probe]] = []
+
+    def at(self, place: str) -> Sketch:
+        """See ``Assignment``."""
+        probe = _Probe()
+        self.made.append((place, probe))
+        return probe
