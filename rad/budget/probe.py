@@ -36,7 +36,7 @@ class Contributions:
     Attributes:
         norm2: ``‖g‖²``.
         variance: Of each place, ``V`` if it kept one bit.
-        nbytes: Of each place, the bytes of the tensors themselves.
+        nbytes: Of each place, the bytes held if it keeps the tensors themselves and nobody else does.
     """
 
     norm2: float
@@ -57,7 +57,7 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
     Raises:
         ValueError: If the gradient is not finite, or cannot be differentiated once more.
     """
-    signs = torch.Generator().manual_seed(seed)
+    signs = Stream(seed, next(model.parameters()).device)
     norm2 = 0.0
     variance: dict[str, float] = {}
     nbytes: dict[str, float] = {}
@@ -66,7 +66,7 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
         with for_a_while(model, probes, generator=Seeds(0)):
             parameters = [p for p in model.parameters() if p.requires_grad]
             grads = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
-            norm2 += sum(g.detach().double().square().sum().item() for g in grads if g is not None) / batches
+            norm2 += sum(g.detach().norm().item() ** 2 for g in grads if g is not None) / batches
             if not math.isfinite(norm2):
                 raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")
             for draw in range(draws):
@@ -78,31 +78,28 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
 
 
 def _derivatives(
-    grads: tuple[Tensor | None, ...], probes: _Probes, signs: torch.Generator, retain: bool
+    grads: tuple[Tensor | None, ...], probes: _Probes, signs: Stream, retain: bool
 ) -> Iterator[tuple[str, int, float]]:
     """Place, bytes and ``V`` of each kept tensor."""
     used = [(place, probe.leaf[0]) for place, probe in probes.made if probe.leaf]
-    parts = [
-        (g * torch.randint(0, 2, g.shape, generator=signs).mul_(2).sub_(1).to(g)).sum()
-        for g in grads
-        if g is not None and g.requires_grad
-    ]
-    if not used or not parts:
+    noisy = [g for g in grads if g is not None and g.requires_grad]
+    if not used or not noisy:
         return
     try:
         found = torch.autograd.grad(
-            sum(parts[1:], parts[0]), [leaf for *_, leaf in used], retain_graph=retain, allow_unused=True
+            noisy, [leaf for _, leaf in used], [signs.signs(tuple(g.shape), g.dtype) for g in noisy], retain_graph=retain, allow_unused=True
         )
     except RuntimeError as error:
         raise ValueError(
             f"the gradient of this model cannot be differentiated once more, which tells what noise adds: {error}"
         ) from error
     for (place, leaf), slope in zip(used, found, strict=True):
+        size = leaf.untyped_storage().nbytes()  # a view holds all of its base
         if slope is None:
-            yield place, leaf.nbytes, 0.0
+            yield place, size, 0.0
         else:
             noise = _COARSE.noise(_COARSE.compress(leaf.detach(), seed=torch.zeros((), dtype=torch.int64)))
-            yield place, leaf.nbytes, (slope.double().square() * noise).sum().item()
+            yield place, size, slope.square_().mul_(noise).sum(dtype=torch.float64).item()
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ class Entry:
         nbytes: Size of the storage in bytes.
         parameter: Whether it is a parameter's, and so would be held anyway.
         place: Where a plan assigns a sketch to it, else ``""``.
+        dtype: Of the tensor first saved of it.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class Entry:
     nbytes: int
     parameter: bool
     place: str = ""
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class _Watch:
             layer = OUTSIDE if module is None else self.names[module]
             keeps, place = self.kept.get(storage, ("exact", ""))
             nbytes = held.tensor.untyped_storage().nbytes()
-            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter, place))
+            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter, place, held.tensor.dtype))
         return tuple(found.values())
 
 
