@@ -169,6 +169,8 @@ class _Options:
         for _ in range(_ATTEMPTS):
             chosen = least_loss(costs, losses, room)
             plan = self._plan(model, found, places, chosen, costs, losses, self.other)
+            if all(item.bits for item in plan.items):
+                return plan  # bytes of rounded tensors add up in any case
             held = _held(model, plan, loss).total
             if held <= limit and held >= most:
                 best = self._plan(model, found, places, chosen, costs, losses, self.other + held - plan.nbytes)
@@ -178,7 +180,7 @@ class _Options:
             room += limit - held
         if best is not None:
             return best
-        costs[:, -1] = np.inf  # bytes of rounded tensors add up in any case
+        costs[:, -1] = np.inf
         return self._plan(model, found, places, least_loss(costs, losses, limit - self.other), costs, losses, self.other)
 
     def _plan(
