@@ -27,6 +27,8 @@ from rad.sketch.bits import MAX_BITS
 __all__ = ["AllExactWarning", "allocate"]
 
 _WIDTHS = range(1, MAX_BITS + 1)
+_LIKELY = 3.0  # bits, before anything is known
+_FEW = 1.5  # bits below which the noise is so large that terms of second order say no more than those of first
 _CLOSE = 0.99  # of the bytes asked for; more attempts are not worth their forward passes
 _ATTEMPTS = 6
 
@@ -95,8 +97,15 @@ def allocate(
         options = _Options.of(model, loss, limit)
         if isinstance(options, Plan):
             return options
-        found = contributions(model, loss, batches, draws, seed)
-        return options.best(model, loss, found, limit, None if variance is None else float(variance))
+        bits = _LIKELY if variance is not None else options.bits(limit)
+        found = contributions(model, loss, batches, draws, seed, lambda _: bits)
+        if variance is not None:
+            # How many bits it takes is known now, and with it what the noise does to noise.
+            bits = options.bits(options.fewest(model, found, variance).nbytes)
+            return options.fewest(
+                model, contributions(model, loss, batches, draws, seed, lambda _: bits), float(variance)
+            )
+        return options.best(model, loss, found, limit)
 
 
 class _Uniform(Assignment):
@@ -154,17 +163,20 @@ class _Options:
                 return Plan((), exact, 0.0, type(model).__name__, fingerprint(model), exact=True)
         return options
 
-    def best(
-        self, model: nn.Module, loss: Callable[[], Tensor], found: Contributions, limit: float, variance: float | None
-    ) -> Plan:
-        """The best plan, tried out: where tensors are kept exactly others may hold them as well, for nothing."""
-        places = list(self.packed)
-        losses = np.array([[found.variance.get(p, 0.0) / (2**b - 1) ** 2 for b in _WIDTHS] + [0.0] for p in places])
-        sizes = [[self.ranges[p] + b * self.packed[p] for b in _WIDTHS] + [found.nbytes.get(p, np.inf)] for p in places]
-        losses, costs = losses.reshape(len(places), -1), np.array(sizes, dtype=np.float64).reshape(len(places), -1)
-        if variance is not None:
-            chosen = cheapest(costs, losses, variance * found.norm2)
-            return self._plan(model, found, places, chosen, costs, losses, self.other)
+    def bits(self, limit: float) -> float:
+        """Of every element, if all get the same within a limit."""
+        room = limit - self.other - sum(self.ranges.values())
+        return min(max(room / max(sum(self.packed.values()), 1), _FEW), float(MAX_BITS))
+
+    def fewest(self, model: nn.Module, found: Contributions, variance: float) -> Plan:
+        """The plan of the fewest bytes within a variance."""
+        places, costs, losses = self._choices(found)
+        chosen = cheapest(costs, losses, variance * found.norm2)
+        return self._plan(model, found, places, chosen, costs, losses, self.other)
+
+    def best(self, model: nn.Module, loss: Callable[[], Tensor], found: Contributions, limit: float) -> Plan:
+        """The plan of the least variance, tried out: a tensor kept exactly may be held by others as well, for nothing."""
+        places, costs, losses = self._choices(found)
         room, best, most = limit - self.other, None, 0
         for _ in range(_ATTEMPTS):
             chosen = least_loss(costs, losses, room)
@@ -182,6 +194,19 @@ class _Options:
             return best
         costs[:, -1] = np.inf
         return self._plan(model, found, places, least_loss(costs, losses, limit - self.other), costs, losses, self.other)
+
+    def _choices(self, found: Contributions) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Places, and bytes and variance of each by bits and, at last, exact."""
+        # What torch.utils.checkpoint recomputes is held only then: it has a variance, but takes no bytes until then.
+        places = [*self.packed, *(p for p in found.variance if p not in self.packed)]
+        whole = {p: found.nbytes.get(p, np.inf) for p in self.packed}
+        sizes = [
+            [self.ranges.get(p, 0) + b * self.packed.get(p, 0) for b in _WIDTHS] + [whole.get(p, np.inf)]
+            for p in places
+        ]
+        losses = [[found.variance.get(p, 0.0) / (2**b - 1) ** 2 for b in _WIDTHS] + [0.0] for p in places]
+        shape = len(places), len(_WIDTHS) + 1
+        return places, np.array(sizes, dtype=np.float64).reshape(shape), np.array(losses).reshape(shape)
 
     def _plan(
         self,

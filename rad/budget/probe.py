@@ -5,6 +5,10 @@ order it adds ``V = Σ_j noise_j ‖∂g/∂x̂_j‖²`` to the variance of the 
 signs ``r`` drawn at random for the entries of ``g``, ``(∂(r·g)/∂x̂_j)²`` has the expectation ``‖∂g/∂x̂_j‖²``: one
 derivative of the scalar ``r·g`` by all estimates at once gives an unbiased estimate of every ``V``. So each tensor is
 kept as it is, the backward pass is recorded, and differentiated. ``noise_j`` is step²/12, known from the ranges alone.
+
+To second order noise of two tensors that meet on a path adds a term for the pair. With *half* the variance of the noise
+to come put into each tensor while it is measured, a pair adds half of that term to the ``V`` of either: the sum over all
+places is right again.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from rad.functional import Assignment
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
 from rad.sketch import Compressed, Rounding, Sketch
+from rad.sketch.bits import MAX_BITS
 from rad.sketch.random import Stream
 
 __all__ = ["BASE", "Contributions", "contributions"]
 
 BASE = Rounding(bits=3)  # decides what is kept at all, whatever the bits
+_NO_MORE = "the gradient of this model cannot be differentiated once more, which tells what noise adds to it"
 _COARSE = Rounding(bits=1)  # noise falls with (2^bits − 1)² from here
 
 
@@ -44,7 +50,14 @@ class Contributions:
     nbytes: dict[str, float]
 
 
-def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, draws: int, seed: int) -> Contributions:
+def contributions(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    batches: int,
+    draws: int,
+    seed: int,
+    bits: Callable[[str], float] | None = None,
+) -> Contributions:
     """Measures ``V`` of every place.
 
     Args:
@@ -52,7 +65,8 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
         loss: Runs a forward pass and returns the loss.
         batches: How many to run.
         draws: Of signs for each.
-        seed: Of the signs.
+        seed: Of the signs, and of noise.
+        bits: Those that a place is likely to get, on average, for terms of second order; else none are counted.
 
     Raises:
         ValueError: If the gradient is not finite, or cannot be differentiated once more.
@@ -62,7 +76,7 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
     variance: dict[str, float] = {}
     nbytes: dict[str, float] = {}
     for _ in range(batches):
-        probes = _Probes()
+        probes = _Probes(bits, signs)
         with for_a_while(model, probes, generator=Seeds(0)):
             parameters = [p for p in model.parameters() if p.requires_grad]
             grads = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
@@ -74,6 +88,8 @@ def contributions(model: nn.Module, loss: Callable[[], Tensor], batches: int, dr
                     variance[place] = variance.get(place, 0.0) + found / (batches * draws)
                     nbytes[place] = nbytes.get(place, 0.0) + size / (batches * draws)
         del probes, grads
+    if bits is not None:  # of the noise put in there is no more in the gradient than it adds
+        norm2 = max(norm2 - sum(v / (2 ** bits(place) - 1) ** 2 for place, v in variance.items()) / 2, 0.0)
     return Contributions(norm2, variance, nbytes)
 
 
@@ -85,14 +101,13 @@ def _derivatives(
     noisy = [g for g in grads if g is not None and g.requires_grad]
     if not used or not noisy:
         return
+    _check(noisy)
     try:
         found = torch.autograd.grad(
             noisy, [leaf for _, leaf in used], [signs.signs(tuple(g.shape), g.dtype) for g in noisy], retain_graph=retain, allow_unused=True
         )
     except RuntimeError as error:
-        raise ValueError(
-            f"the gradient of this model cannot be differentiated once more, which tells what noise adds: {error}"
-        ) from error
+        raise ValueError(f"{_NO_MORE}: {error}") from error
     for (place, leaf), slope in zip(used, found, strict=True):
         size = leaf.untyped_storage().nbytes()  # a view holds all of its base
         if slope is None:
@@ -102,11 +117,29 @@ def _derivatives(
             yield place, size, slope.square_().mul_(noise).sum(dtype=torch.float64).item()
 
 
+def _check(grads: list[Tensor]) -> None:
+    """Refuses gradients that went through an operation which gives them no derivative of their own.
+
+    Such an operation ends the graph in a node that would raise an error, but nobody passes there on the way to a leaf.
+    """
+    seen, todo = set(), [g.grad_fn for g in grads]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(f"{_NO_MORE}: one of its autograd.Functions is once_differentiable")
+        seen.add(node)
+        todo += [function for function, _ in node.next_functions]
+
+
 @dataclass(frozen=True, eq=False)
 class _Probe(Sketch):
     """Keeps the tensor itself, in the backward pass as a leaf to differentiate by."""
 
     budget: float = 1.0
+    bits: float | None = None
+    seed: Tensor | None = None
     leaf: list[Tensor] = field(default_factory=list)
 
     serves_factors: ClassVar[bool] = True
@@ -125,8 +158,17 @@ class _Probe(Sketch):
 
     def _by_leaf(self, compressed: Compressed) -> Compressed:
         if not self.leaf:
-            self.leaf.append(compressed.kept[0].detach().requires_grad_())
+            self.leaf.append(self._noisy(compressed.kept[0].detach()).requires_grad_())
         return replace(compressed, kept=(self.leaf[0],))
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        """With half the variance of the noise of so many bits, which need not be a whole number."""
+        if self.bits is None:
+            return x
+        whole = max(1, math.ceil(self.bits))
+        few = Rounding(bits=min(whole, MAX_BITS))
+        scale = math.sqrt(0.5) * (2**whole - 1) / (2**self.bits - 1)
+        return torch.lerp(x, few.expand(few.compress(x, seed=self.seed)), scale)
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         return (x,)
@@ -142,11 +184,13 @@ class _Probes(Assignment):
     key = "probes"
     differentiable = True
 
-    def __init__(self) -> None:
+    def __init__(self, bits: Callable[[str], float] | None, stream: Stream) -> None:
         self.made: list[tuple[str, _Probe]] = []
+        self._bits, self._stream = bits, stream
 
     def at(self, place: str) -> Sketch:
         """See ``Assignment``."""
-        probe = _Probe()
+        bits = None if self._bits is None else self._bits(place)
+        probe = _Probe(bits=bits, seed=self._stream.words(1)[0].cpu())
         self.made.append((place, probe))
         return probe

@@ -175,7 +175,7 @@ def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict
     """The sketch of each module, by name."""
     given = dict(sketch) if isinstance(sketch, Mapping) else {"": sketch}
     for few in given.values():
-        if not isinstance(few, Sketch | Assignment):
+        if not isinstance(few, Sketch) and not isinstance(sketch, Assignment):
             raise TypeError(
                 "sketch must be a Sketch such as rad.Rounding(budget=0.1), or a mapping from names to sketches, "
                 f"got {few!r}"
