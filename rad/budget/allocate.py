@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from rad.sketch.bits import MAX_BITS
 __all__ = ["AllExactWarning", "allocate"]
 
 _WIDTHS = range(1, MAX_BITS + 1)
-_LIKELY = 3.0  # bits, before anything is known
-_FEW = 1.5  # bits below which the noise is so large that terms of second order say no more than those of first
 _CLOSE = 0.99  # of the bytes asked for; more attempts are not worth their forward passes
 _ATTEMPTS = 6
 
@@ -45,6 +43,7 @@ def allocate(
     variance: float | None = None,
     batches: int = 1,
     draws: int = 1,
+    passes: int = 1,
     seed: int = 0,
 ) -> Plan:
     """Finds how many bits each kept tensor should get.
@@ -69,7 +68,9 @@ def allocate(
         variance: In place of ``nbytes``: what all summaries together may add to the variance of the gradient, summed
             over its entries, in units of its squared norm; the plan then takes the fewest bytes.
         batches: How many calls of ``loss`` the measurement is averaged over, where it draws a batch anew each time.
-        draws: Of random signs for each; one is good to some per cent of the whole variance.
+        draws: Of random signs for each; one is good to some per cent of the whole variance of a net of many layers.
+        passes: How often to measure: each time but the first with the noise of the plan before, so that what noise does
+            to noise counts as well. Where most tensors get one or two bits, two passes predict better than one.
         seed: Of the signs. The global generator, and that of the model's summaries, are left as they were.
 
     Returns:
@@ -84,7 +85,7 @@ def allocate(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
     if (nbytes is None) == (variance is None):
         raise ValueError(f"either nbytes must be given or variance, got nbytes={nbytes!r} and variance={variance!r}")
-    for name, value in (("batches", batches), ("draws", draws)):
+    for name, value in (("batches", batches), ("draws", draws), ("passes", passes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     limit = math.inf if nbytes is None else bytes_of(nbytes)
@@ -97,15 +98,18 @@ def allocate(
         options = _Options.of(model, loss, limit)
         if isinstance(options, Plan):
             return options
-        bits = _LIKELY if variance is not None else options.bits(limit)
-        found = contributions(model, loss, batches, draws, seed, lambda _: bits)
-        if variance is not None:
-            # How many bits it takes is known now, and with it what the noise does to noise.
-            bits = options.bits(options.fewest(model, found, variance).nbytes)
-            return options.fewest(
-                model, contributions(model, loss, batches, draws, seed, lambda _: bits), float(variance)
-            )
-        return options.best(model, loss, found, limit)
+        found, plan = contributions(model, loss, batches, draws, seed), None
+        for i in range(passes):
+            if plan is not None:
+                bits = {item.place: item.bits for item in plan.items}
+                again = contributions(model, loss, batches, draws, seed + i, lambda place, bits=bits: bits.get(place))
+                found = replace(again, norm2=found.norm2)
+            if variance is None:
+                plan = options.best(model, loss, found, limit)
+            else:
+                plan = options.fewest(model, found, float(variance))
+        assert plan is not None
+        return plan
 
 
 class _Uniform(Assignment):
@@ -162,11 +166,6 @@ class _Options:
                 )
                 return Plan((), exact, 0.0, type(model).__name__, fingerprint(model), exact=True)
         return options
-
-    def bits(self, limit: float) -> float:
-        """Of every element, if all get the same within a limit."""
-        room = limit - self.other - sum(self.ranges.values())
-        return min(max(room / max(sum(self.packed.values()), 1), _FEW), float(MAX_BITS))
 
     def fewest(self, model: nn.Module, found: Contributions, variance: float) -> Plan:
         """The plan of the fewest bytes within a variance."""

@@ -25,7 +25,6 @@ from rad.functional import Assignment
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
 from rad.sketch import Compressed, Rounding, Sketch
-from rad.sketch.bits import MAX_BITS
 from rad.sketch.random import Stream
 
 __all__ = ["BASE", "Contributions", "contributions"]
@@ -40,7 +39,7 @@ class Contributions:
     """What was measured, averaged over batches and draws.
 
     Attributes:
-        norm2: ``‖g‖²``.
+        norm2: ``‖g‖²``; with noise put in, that of a noisy gradient.
         variance: Of each place, ``V`` if it kept one bit.
         nbytes: Of each place, the bytes held if it keeps the tensors themselves and nobody else does.
     """
@@ -56,7 +55,7 @@ def contributions(
     batches: int,
     draws: int,
     seed: int,
-    bits: Callable[[str], float] | None = None,
+    bits: Callable[[str], int | None] | None = None,
 ) -> Contributions:
     """Measures ``V`` of every place.
 
@@ -66,7 +65,7 @@ def contributions(
         batches: How many to run.
         draws: Of signs for each.
         seed: Of the signs, and of noise.
-        bits: Those that a place is likely to get, on average, for terms of second order; else none are counted.
+        bits: Those that a place is likely to get, for terms of second order; else none are counted.
 
     Raises:
         ValueError: If the gradient is not finite, or cannot be differentiated once more.
@@ -88,8 +87,6 @@ def contributions(
                     variance[place] = variance.get(place, 0.0) + found / (batches * draws)
                     nbytes[place] = nbytes.get(place, 0.0) + size / (batches * draws)
         del probes, grads
-    if bits is not None:  # of the noise put in there is no more in the gradient than it adds
-        norm2 = max(norm2 - sum(v / (2 ** bits(place) - 1) ** 2 for place, v in variance.items()) / 2, 0.0)
     return Contributions(norm2, variance, nbytes)
 
 
@@ -138,7 +135,7 @@ class _Probe(Sketch):
     """Keeps the tensor itself, in the backward pass as a leaf to differentiate by."""
 
     budget: float = 1.0
-    bits: float | None = None
+    bits: int | None = None
     seed: Tensor | None = None
     leaf: list[Tensor] = field(default_factory=list)
 
@@ -162,13 +159,11 @@ class _Probe(Sketch):
         return replace(compressed, kept=(self.leaf[0],))
 
     def _noisy(self, x: Tensor) -> Tensor:
-        """With half the variance of the noise of so many bits, which need not be a whole number."""
+        """With half the variance of the noise of so many bits."""
         if self.bits is None:
             return x
-        whole = max(1, math.ceil(self.bits))
-        few = Rounding(bits=min(whole, MAX_BITS))
-        scale = math.sqrt(0.5) * (2**whole - 1) / (2**self.bits - 1)
-        return torch.lerp(x, few.expand(few.compress(x, seed=self.seed)), scale)
+        few = Rounding(bits=self.bits)
+        return torch.lerp(x, few.expand(few.compress(x, seed=self.seed)), math.sqrt(0.5))
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         return (x,)
@@ -184,7 +179,7 @@ class _Probes(Assignment):
     key = "probes"
     differentiable = True
 
-    def __init__(self, bits: Callable[[str], float] | None, stream: Stream) -> None:
+    def __init__(self, bits: Callable[[str], int | None] | None, stream: Stream) -> None:
         self.made: list[tuple[str, _Probe]] = []
         self._bits, self._stream = bits, stream
 

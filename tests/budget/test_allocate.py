@@ -118,7 +118,7 @@ def test_less_variance_than_uniform_bits_at_their_bytes(net):
     exact = gradients(model, loss)
     norm2 = sum(g.square().sum().item() for g in exact.values())
     allocated = noise(model, loss, plan) / norm2
-    assert plan.norm2 == pytest.approx(norm2, rel=0.02)
+    assert plan.norm2 == pytest.approx(norm2, rel=1e-4)
     assert plan.variance == pytest.approx(allocated, rel=0.25)
     assert allocated < 0.75 * noise(model, loss, uniform) / norm2
 
@@ -157,13 +157,13 @@ def _per_bit(coarse: Plan, item: Item, model: nn.Module, loss: Callable[[], Tens
 
 def test_fewest_bytes_for_a_variance():
     model, loss = attention()
-    plan = rad.allocate(model, loss, variance=0.05, draws=4)
-    assert 0.045 < plan.variance <= 0.05
+    plan = rad.allocate(model, loss, variance=0.01, draws=4)
+    assert 0.009 < plan.variance <= 0.01
     assert held(model, loss, plan) == plan.nbytes
     norm2 = sum(g.square().sum().item() for g in gradients(model, loss).values())
-    assert noise(model, loss, plan) / norm2 == pytest.approx(0.05, rel=0.25)
+    assert noise(model, loss, plan) / norm2 == pytest.approx(0.01, rel=0.25)
     # At these bytes there is nothing better, and for more noise fewer bytes do.
-    assert rad.allocate(model, loss, plan.nbytes, draws=4).variance == pytest.approx(plan.variance, rel=0.15)
+    assert rad.allocate(model, loss, plan.nbytes, draws=4).variance == pytest.approx(plan.variance, rel=0.01)
     assert rad.allocate(model, loss, variance=0.5, draws=4).nbytes < plan.nbytes
 
 

@@ -167,11 +167,9 @@ def test_noise_that_meets_noise():
     model, loss = attention()
     actual, _ = measured(model, loss, Only(bits=1), 200)
     single = sum(contributions(model, loss, 1, 30, 0).variance.values())
-    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 1.5).variance.values())
+    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 2).variance.values())
     assert single < 0.75 * actual
     assert 0.75 * actual < both < 1.4 * actual
-    exact = sum(g.square().sum().item() for g in gradients(model, loss).values())
-    assert contributions(model, loss, 10, 1, 0, lambda _: 2.0).norm2 == pytest.approx(exact, rel=0.05)
 
 
 def test_draws_and_batches_are_means():
