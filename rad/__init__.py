@@ -1,7 +1,7 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
 from rad import budget, functional, graph, measure, nn, pde, sketch
-from rad.budget import AllExactWarning, Plan, allocate
+from rad.budget import AllExactWarning, Allocator, Plan, allocate
 from rad.functional import operation, rule
 from rad.measure import MostlyExactWarning, explain
 from rad.nn import convert, revert
@@ -18,6 +18,7 @@ from rad.sketch import (
 
 __all__ = [
     "AllExactWarning",
+    "Allocator",
     "BudgetFloorWarning",
     "Exact",
     "MostlyExactWarning",

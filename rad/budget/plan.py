@@ -117,9 +117,9 @@ class Plan(Assignment):
                 f"{type(model).__name__} has now; rad.allocate(model, ...) makes one for it"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Writes it to a YAML file."""
-        whole = {
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, text and mappings alone."""
+        return {
             "model": self.model,
             "structure": self.structure,
             "exact": self.exact,
@@ -129,7 +129,10 @@ class Plan(Assignment):
                 item.place: {"bits": item.bits, "nbytes": item.nbytes, "variance": item.variance} for item in self.items
             },
         }
-        Path(path).write_text(yaml.safe_dump(whole, sort_keys=False, width=1000), encoding="utf-8")
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a YAML file."""
+        Path(path).write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, width=1000), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -139,12 +142,23 @@ class Plan(Assignment):
             ValueError: If it holds anything else.
         """
         try:
-            whole = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            return cls._read(whole)
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no plan: {str(error).splitlines()[0]}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is {error}") from None
+
+    @classmethod
+    def from_dict(cls, whole: Any) -> Plan:
+        """Undoes ``as_dict``.
+
+        Raises:
+            ValueError: If it is anything else.
+        """
+        try:
+            return cls._read(whole)
         except _Unfit as error:
-            raise ValueError(f"{path} is no plan: {error}; Plan.save writes them") from None
+            raise ValueError(f"no plan: {error}; Plan.save writes them") from None
 
     @classmethod
     def _read(cls, whole: Any) -> Plan:

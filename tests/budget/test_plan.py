@@ -13,7 +13,7 @@ from torch import nn
 import rad
 from rad.budget import Item, Plan, bytes_of
 from rad.budget.plan import fingerprint
-from rad.measure import saved_bytes
+from rad.measure import gradient_noise, gradients, saved_bytes
 
 
 def net(width: int = 32) -> nn.Module:
@@ -206,3 +206,30 @@ def test_what_is_no_size_at_all(size):
 def test_sizes_that_are_not_finite(size):
     with pytest.raises(ValueError, match="nbytes must be"):
         bytes_of(size)
+
+
+def test_a_compiled_model_follows_its_plan():
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
+
+    def loss():
+        return model(X).square().mean()
+
+    plan = planned(model, 3000)
+    assert len({item.bits for item in plan.items}) > 1
+    exact = gradients(model, loss)
+    rad.convert(model, plan, generator=rad.nn.Seeds(0))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def by_graph():
+        return compiled(X).square().mean()
+
+    assert saved_bytes(by_graph).total == pytest.approx(plan.nbytes, rel=0.05)
+    draws = [gradient_noise(lambda f=f: gradients(model, f), 60, exact).total for f in (loss, by_graph)]
+    assert draws[1].variance == pytest.approx(draws[0].variance, abs=5 * sum(d.variance_error for d in draws))
+    assert draws[1].bias == pytest.approx(draws[1].bias_error, rel=0.25)
+
+
+def test_a_compiled_model_is_measured_as_it_was_written():
+    model = net()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert rad.allocate(model, lambda: compiled(X).square().mean(), 1500) == planned(model)
