@@ -215,7 +215,9 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         "allocated": f"{row['allocated']:.3g} ± {row['allocated_error']:.1g}",
         "predicted ÷ measured": f"{row['predicted'] / row['allocated']:.2f}",
         "allocated ÷ uniform": f"{row['allocated'] / row['uniform']:.3f}",
-        "plan of initial weights ÷ uniform": "–" if row["once"] != row["once"] else f"{row['once'] / row['uniform']:.3f}",
+        "plan of initial weights ÷ uniform": "–"
+        if row["once"] != row["once"]
+        else f"{row['once'] / row['uniform']:.3f}",
         "bits": f"{row['least_bits']} to {row['most_bits']}",
         "cost in steps, stock / converted": f"{row['steps_stock']:.1f} / {row['steps_converted']:.1f}",
     }

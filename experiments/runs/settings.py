@@ -12,8 +12,9 @@ import rad
 from experiments.errors import UserError
 from experiments.runs.parts import part
 from experiments.schema import Count, Strict, sentence
+from rad.budget import bytes_of
 
-__all__ = ["Budget", "Settings", "check_settings"]
+__all__ = ["Budget", "BudgetOrSize", "Settings", "check_settings"]
 
 
 def _budget(value: Any) -> Any:
@@ -24,7 +25,21 @@ def _budget(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            bytes_of(value, "")
+        except ValueError as error:
+            raise ValueError(f"{str(error).strip()}, or a fraction in (0, 1]") from error
+        return value
+    try:
+        return _budget(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, and 50MB so many bytes") from error
+
+
 Budget = Annotated[Any, PlainValidator(_budget)]  # whatever the library takes for one
+BudgetOrSize = Annotated[Any, PlainValidator(_size)]
 Part = part(object)
 
 

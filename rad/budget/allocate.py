@@ -92,7 +92,9 @@ def allocate(
     if variance is not None and (
         isinstance(variance, bool) or not isinstance(variance, numbers.Real) or not 0 < variance < math.inf
     ):
-        raise ValueError(f"variance must be a positive number, in units of the gradient's squared norm, got {variance!r}")
+        raise ValueError(
+            f"variance must be a positive number, in units of the gradient's squared norm, got {variance!r}"
+        )
     # A compiled model runs as it was written, for its graphs know nothing of all this.
     with undisturbed(model), torch.compiler.set_stance("force_eager"):
         options = _Options.of(model, loss, limit)
@@ -192,7 +194,9 @@ class _Options:
         if best is not None:
             return best
         costs[:, -1] = np.inf
-        return self._plan(model, found, places, least_loss(costs, losses, limit - self.other), costs, losses, self.other)
+        return self._plan(
+            model, found, places, least_loss(costs, losses, limit - self.other), costs, losses, self.other
+        )
 
     def _choices(self, found: Contributions) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Places, and bytes and variance of each by bits and, at last, exact."""

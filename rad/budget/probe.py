@@ -101,7 +101,11 @@ def _derivatives(
     _check(noisy)
     try:
         found = torch.autograd.grad(
-            noisy, [leaf for _, leaf in used], [signs.signs(tuple(g.shape), g.dtype) for g in noisy], retain_graph=retain, allow_unused=True
+            noisy,
+            [leaf for _, leaf in used],
+            [signs.signs(tuple(g.shape), g.dtype) for g in noisy],
+            retain_graph=retain,
+            allow_unused=True,
         )
     except RuntimeError as error:
         raise ValueError(f"{_NO_MORE}: {error}") from error

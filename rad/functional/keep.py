@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rad.functional.assignment import Assignment
 from rad.functional.sharing import Sharing
-from rad.sketch import Compressed, Exact, Sketch, tracing
+from rad.sketch import Compressed, Sketch, tracing
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 

@@ -83,7 +83,11 @@ def loop(
         if out is not None:
             out[start:stop] = after
         x_ = keep.exact(part, keep.wants(weight_ih)) if d == 1 else keep.end(part, weight_ih, stack=True, role="inputs")
-        h_ = keep.exact(before, keep.wants(weight_hh)) if exact else keep.end(before, weight_hh, stack=True, role="states")
+        h_ = (
+            keep.exact(before, keep.wants(weight_hh))
+            if exact
+            else keep.end(before, weight_hh, stack=True, role="states")
+        )
         if exact:
             factors: Any = keep.exact(after)
         elif tanh:
