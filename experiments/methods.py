@@ -165,13 +165,9 @@ class SmallBatch(Method):
             else:
                 too_many = middle
         if fits == 0:
+            whose = "of the budget" if self.nbytes else f"of {self.reference} on the full batch"
             raise UserError(
-                f"a single example holds more than the {allowed:,} bytes "
-                + (
-                    "of the budget; raise it"
-                    if self.nbytes
-                    else f"of {self.reference} on the full batch; raise budget or batch_size"
-                )
+                f"a single example holds more than the {allowed:,} bytes {whose}; raise budget or batch_size"
             )
         return fits
 

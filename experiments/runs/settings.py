@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationError
 
 import rad
+from experiments.budgets import size
 from experiments.errors import UserError
 from experiments.runs.parts import part
 from experiments.schema import Count, Strict, sentence
-from rad.budget import bytes_of
 
 __all__ = ["Budget", "BudgetOrSize", "Settings", "check_settings"]
 
@@ -26,16 +26,13 @@ def _budget(value: Any) -> Any:
 
 
 def _size(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            bytes_of(value, "")
-        except ValueError as error:
-            raise ValueError(f"{str(error).strip()}, or a fraction in (0, 1]") from error
-        return value
-    try:
+    if not isinstance(value, str):
         return _budget(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, and 50MB so many bytes") from error
+    if size(value) is None:
+        raise ValueError(
+            f"must be a number in (0, 1], got {value!r}; for example 0.1 keeps a tenth, and 50MB or 1.5GiB is a size"
+        )
+    return value
 
 
 Budget = Annotated[Any, PlainValidator(_budget)]  # whatever the library takes for one

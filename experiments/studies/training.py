@@ -109,7 +109,8 @@ class Training(Study):
         figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
         return (
-            f"{meta['method']}, budget {said(meta['budget'])}, after {last['iteration']:,} iterations on {meta['data']}:\n"
+            f"{meta['method']}, budget {said(meta['budget'])}, after {last['iteration']:,} iterations "
+            f"on {meta['data']}:\n"
             f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
             f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
             f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"

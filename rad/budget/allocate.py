@@ -176,7 +176,7 @@ class _Options:
         return self._plan(model, found, places, chosen, costs, losses, self.other)
 
     def best(self, model: nn.Module, loss: Callable[[], Tensor], found: Contributions, limit: float) -> Plan:
-        """The plan of the least variance, tried out: a tensor kept exactly may be held by others as well, for nothing."""
+        """The plan of the least variance, tried out: what is exact may be held by others as well, for nothing."""
         places, costs, losses = self._choices(found)
         room, best, most = limit - self.other, None, 0
         for _ in range(_ATTEMPTS):

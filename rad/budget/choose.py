@@ -1,9 +1,9 @@
 """One option for each of many places, such that the sum of losses is least and that of costs within a limit.
 
 The multiple-choice knapsack, solved in two steps. With a price ``λ`` for each unit of cost every place chooses for
-itself what minimizes ``loss + λ cost``; the least price at which the limit holds gives a choice and a lower bound on the
-loss of all others. What then can still be better differs from it in few places: any choice loses at least the bound plus
-the *excess* of its options, what each loses at that price beyond the best one of its place. A search over all
+itself what minimizes ``loss + λ cost``; the least price at which the limit holds gives a choice and a lower bound on
+the loss of all others. What then can still be better differs from it in few places: any choice loses at least the bound
+plus the *excess* of its options, what each loses at that price beyond the best one of its place. A search over all
 combinations whose excess is no more than the gap between choice and bound is short, and exact.
 """
 

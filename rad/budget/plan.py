@@ -43,7 +43,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan(Assignment):
-    """How many bits each kept tensor of a model gets. ``str(plan)`` is a table; ``rad.convert(model, plan)`` applies it.
+    """How many bits each kept tensor of a model gets.
+
+    ``str(plan)`` is a table, ``rad.convert(model, plan)`` applies it.
 
     Attributes:
         items: One for each place; none where everything is exact.

@@ -7,8 +7,8 @@ derivative of the scalar ``r·g`` by all estimates at once gives an unbiased est
 kept as it is, the backward pass is recorded, and differentiated. ``noise_j`` is step²/12, known from the ranges alone.
 
 To second order noise of two tensors that meet on a path adds a term for the pair. With *half* the variance of the noise
-to come put into each tensor while it is measured, a pair adds half of that term to the ``V`` of either: the sum over all
-places is right again.
+to come put into each tensor while it is measured, a pair adds half of that term to the ``V`` of either: the sum over
+all places is right again.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Assignment(ABC):
     key: str
     differentiable: ClassVar[bool] = False
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module) -> None:  # noqa: B027
         """Refuses a model for which it was not made.
 
         Raises:

@@ -203,11 +203,11 @@ class Keep:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
-        call, place = self._call, self._call.place(role)
+        call, own = self._call, self._call.place(role)
 
         def make() -> tuple[Sketch, str, Compressed]:
-            sketch = call.at(place)
-            return sketch, place, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
+            sketch = call.at(own)
+            return sketch, own, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
 
         # Who shares a summary takes it as the first one made it.
         made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
@@ -218,14 +218,14 @@ class Keep:
     def _add(self, how: Any, tensors: list[Tensor], place: str = "") -> Handle:
         for listener in listeners:
             listener(_described(how), tensors, place)
-        places = []
+        numbers = []
         for tensor in tensors:
-            place = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
-            if place is None:
+            number = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
+            if number is None:
                 self.fresh.append(tensor)
-                place = -len(self.fresh)
-            places.append(place)
-        self.items.append((how, places))
+                number = -len(self.fresh)
+            numbers.append(number)
+        self.items.append((how, numbers))
         return Handle(len(self.items) - 1)
 
 

@@ -90,6 +90,7 @@ class Rules(TorchFunctionMode):
                 # In the graph a parameter is a tensor like others; that it is held anyway has to be said.
                 held = [isinstance(t, nn.Parameter) for t in (*args, *kwargs.values())]
                 place = self.place(token.partition(" ")[0]) if isinstance(recipe.sketch, Assignment) else ""
+                assert recipe.sketch is not None
                 where = token, recipe.name, place, key_of(recipe.sketch)
                 return traced(*where, held, recipe.seeds.next(), *args, **kwargs)
         if _passing.by:
