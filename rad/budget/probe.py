@@ -94,7 +94,7 @@ def _derivatives(
     grads: tuple[Tensor | None, ...], probes: _Probes, signs: Stream, retain: bool
 ) -> Iterator[tuple[str, int, float]]:
     """Place, bytes and ``V`` of each kept tensor."""
-    used = [(place, probe.leaf[0]) for place, probe in probes.made if probe.leaf]
+    used = [(place, *probe.leaf) for place, probe in probes.made if probe.leaf]
     noisy = [g for g in grads if g is not None and g.requires_grad]
     if not used or not noisy:
         return
@@ -102,19 +102,19 @@ def _derivatives(
     try:
         found = torch.autograd.grad(
             noisy,
-            [leaf for _, leaf in used],
+            [leaf for *_, leaf in used],
             [signs.signs(tuple(g.shape), g.dtype) for g in noisy],
             retain_graph=retain,
             allow_unused=True,
         )
     except RuntimeError as error:
         raise ValueError(f"{_NO_MORE}: {error}") from error
-    for (place, leaf), slope in zip(used, found, strict=True):
-        size = leaf.untyped_storage().nbytes()  # a view holds all of its base
+    for (place, x, _), slope in zip(used, found, strict=True):
+        size = x.untyped_storage().nbytes()  # a view holds all of its base
         if slope is None:
             yield place, size, 0.0
         else:
-            noise = _COARSE.noise(_COARSE.compress(leaf.detach(), seed=torch.zeros((), dtype=torch.int64)))
+            noise = _COARSE.noise(_COARSE.compress(x, seed=torch.zeros((), dtype=torch.int64)))
             yield place, size, slope.square_().mul_(noise).sum(dtype=torch.float64).item()
 
 
@@ -136,7 +136,7 @@ def _check(grads: list[Tensor]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Probe(Sketch):
-    """Keeps the tensor itself, in the backward pass as a leaf to differentiate by."""
+    """Keeps the tensor itself; ``leaf`` then holds it, and what stands for it in the backward pass."""
 
     budget: float = 1.0
     bits: int | None = None
@@ -159,8 +159,9 @@ class _Probe(Sketch):
 
     def _by_leaf(self, compressed: Compressed) -> Compressed:
         if not self.leaf:
-            self.leaf.append(self._noisy(compressed.kept[0].detach()).requires_grad_())
-        return replace(compressed, kept=(self.leaf[0],))
+            x = compressed.kept[0].detach()
+            self.leaf.extend((x, self._noisy(x).detach().requires_grad_()))
+        return replace(compressed, kept=(self.leaf[1],))
 
     def _noisy(self, x: Tensor) -> Tensor:
         """With half the variance of the noise of so many bits."""

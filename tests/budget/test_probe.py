@@ -162,14 +162,26 @@ def test_places_of_a_net_add_up():
     assert_predicted(model, loss, [next(name for name in found.variance if "gelu" in name)], draws=30, signs=12)
 
 
-@pytest.mark.slow
+def deep() -> tuple[nn.Module, Callable[[], Tensor]]:
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(32, 32), nn.GELU())))
+    x = torch.randn(16, 32)
+    return model, lambda: model(x).square().sum()
+
+
 def test_noise_that_meets_noise():
-    model, loss = attention()
-    actual, _ = measured(model, loss, Only(bits=1), 200)
+    model, loss = deep()
+    actual, error = measured(model, loss, Only(bits=1), 150)
     single = sum(contributions(model, loss, 1, 30, 0).variance.values())
-    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 2).variance.values())
-    assert single < 0.75 * actual
-    assert 0.75 * actual < both < 1.4 * actual
+    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 1).variance.values())
+    assert error < 0.02 * actual
+    assert both == pytest.approx(actual, rel=0.1)
+    assert single < 0.88 * actual
+
+
+def test_noise_goes_on_through_choices():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU())
+    x = torch.randn(16, 16)
+    assert_predicted(model, lambda: model(x).square().sum(), ["3 / gelu 0 / 0"], draws=60, signs=40)
 
 
 def test_draws_and_batches_are_means():
