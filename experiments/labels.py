@@ -37,10 +37,11 @@ METHODS = {
     "rad_diff": Look("RAD, different sample", "#0072B2"),
     "rad_proj": Look("RAD, projection", "#D55E00", _DASHED),
     "rad_round": Look("RAD, rounding", "#009E73"),
+    "rad_auto": Look("RAD, bits allocated", "#882255", _DASHED),
     "rad_mixed": Look("RAD, sampling and rounding", "#CC79A7", _DOTTED),
 }
 BUDGET_FREE = ("exact", "checkpoint")  # read no budget
-_OTHERS = ["#882255", "#999933", "#661100", "#6699CC"]
+_OTHERS = ["#117733", "#999933", "#661100", "#6699CC"]
 
 
 def look(method: str) -> Look:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.errors import UserError
+from experiments.models import CNN, IRNN, MLP
 
 __all__ = ["CASES", "Case", "build"]
 
@@ -234,6 +235,22 @@ def _vit(batch: int, size: int) -> Case:
     )
 
 
+def _paper(kind: str) -> Callable[[int, int], Case]:
+    """One of the paper's three nets."""
+
+    def make(batch: int, size: int) -> Case:
+        y = torch.randint(10, (batch,))
+        if kind == "mlp":
+            net, x = MLP([size * size, 300, 300, 300, 10]), torch.randn(batch, 1, size, size)
+        elif kind == "cnn":
+            net, x = CNN(3, [[16, 32], [32, 32]], 5, size, 10), torch.randn(batch, 3, size, size)
+        else:
+            net, x = IRNN(1, 100, 10), torch.randn(batch, size, 1)
+        return Case(_Classified(net), (x, y), f"{batch} × {' × '.join(str(n) for n in x.shape[1:])}")
+
+    return make
+
+
 # By name: how it is made, batch and size of its usual case.
 CASES: dict[str, tuple[Callable[[int, int], Case], int, int]] = {
     "resnet18": (_vision("resnet18"), 16, 64),
@@ -252,6 +269,9 @@ CASES: dict[str, tuple[Callable[[int, int], Case], int, int]] = {
     "lstm": (_recurrent(nn.LSTM), 16, 100),
     "gru": (_recurrent(nn.GRU), 16, 100),
     "unet": (_unet, 4, 64),
+    "mlp": (_paper("mlp"), 150, 28),
+    "cnn": (_paper("cnn"), 150, 32),
+    "irnn": (_paper("irnn"), 150, 49),
 }
 
 

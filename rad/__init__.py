@@ -1,6 +1,7 @@
 """Randomized automatic differentiation: unbiased gradients from a random summary of what autograd would keep."""
 
-from rad import functional, graph, measure, nn, pde, sketch
+from rad import budget, functional, graph, measure, nn, pde, sketch
+from rad.budget import AllExactWarning, Allocator, Plan, allocate
 from rad.functional import operation, rule
 from rad.measure import MostlyExactWarning, explain
 from rad.nn import convert, revert
@@ -16,16 +17,20 @@ from rad.sketch import (
 )
 
 __all__ = [
+    "AllExactWarning",
+    "Allocator",
     "BudgetFloorWarning",
     "Exact",
     "MostlyExactWarning",
     "LowBitsWarning",
-    "LowBitsWarning",
+    "Plan",
     "Project",
     "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
+    "allocate",
+    "budget",
     "convert",
     "explain",
     "functional",

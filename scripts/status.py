@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from experiments.budgets import said
 from experiments.errors import UserError
 from experiments.runs.progress import Progress, find
 
@@ -42,7 +43,8 @@ def table(runs: list[Progress], rows: int | None = None) -> Table:
     for name in ("state", "iterations", "train\nloss", "test\nloss", "left"):
         made.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for run, rest in zip(shown, also, strict=True):
-        which = [run.experiment, run.method, _number(run.budget), "–" if run.seed is None else str(run.seed)]
+        numbers = ["–" if run.budget is None else said(run.budget), "–" if run.seed is None else str(run.seed)]
+        which = [run.experiment, run.method, *numbers]
         part = f"{run.iteration:,}/{run.iterations:,}" if run.iterations else "–"
         left = "–" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
         losses = [_number(run.train_loss), _number(run.test_loss)]

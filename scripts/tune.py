@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.budgets import said
 from experiments.errors import UserError
 from experiments.reproduction.plan import Planned, make_sweep
 from experiments.reproduction.runner import run_all
@@ -85,7 +86,7 @@ def summary(trials: pd.DataFrame) -> str:
         table.append(
             {
                 "method": str(method),
-                "budget": f"{budget:g}",
+                "budget": said(budget),
                 "trials": str(len(rows)),
                 "learning rate (range)": lr,
                 "weight decay (range)": decay,

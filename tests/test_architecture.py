@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "functional": {"sketch"},
     "nn": {"functional", "sketch"},
     "measure": {"functional", "nn", "sketch"},
+    "budget": {"functional", "measure", "nn", "sketch"},
     "graph": {"sketch"},
     "pde": {"sketch"},
 }

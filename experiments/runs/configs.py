@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+import experiments.budgets  # noqa: F401  # what configs say of them
 from experiments.errors import UserError
 
 __all__ = ["CONFIGS", "composed", "parsed", "resolved", "usual"]

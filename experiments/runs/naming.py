@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.budgets import said
 from experiments.errors import UserError
 from experiments.labels import BUDGET_FREE
 from experiments.runs.configs import parsed, usual
@@ -37,7 +38,7 @@ def passes(name: str) -> bool:
 def label(experiment: str, method: str | None = None, budget: float | None = None, seed: int | None = None) -> str:
     """What a screen calls a run; a method that reads no budget is shown without."""
     shown = method if method != "all" else None  # of a study that compares all of them
-    parts = [experiment, shown, f"{budget:g}" if shown and budget is not None and shown not in BUDGET_FREE else None]
+    parts = [experiment, shown, said(budget) if shown and budget is not None and shown not in BUDGET_FREE else None]
     return " ".join([part for part in parts if part] + ([f"seed {seed}"] if seed is not None else []))
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationError
 
 import rad
+from experiments.budgets import size
 from experiments.errors import UserError
 from experiments.runs.parts import part
 from experiments.schema import Count, Strict, sentence
 
-__all__ = ["Budget", "Settings", "check_settings"]
+__all__ = ["Budget", "BudgetOrSize", "Settings", "check_settings"]
 
 
 def _budget(value: Any) -> Any:
@@ -24,7 +25,18 @@ def _budget(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    if not isinstance(value, str):
+        return _budget(value)
+    if size(value) is None:
+        raise ValueError(
+            f"must be a number in (0, 1], got {value!r}; for example 0.1 keeps a tenth, and 50MB or 1.5GiB is a size"
+        )
+    return value
+
+
 Budget = Annotated[Any, PlainValidator(_budget)]  # whatever the library takes for one
+BudgetOrSize = Annotated[Any, PlainValidator(_size)]
 Part = part(object)
 
 

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments import budgets
 from experiments.errors import StoppedError, UserError, first_line
 from experiments.runs import distributed, provenance
 from experiments.runs.configs import resolved
@@ -203,7 +204,7 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
     return task, {
         "experiment": experiment_name(),
         "method": config.method.name,
-        "budget": config.budget,
+        "budget": budgets.number(config.budget),
         "seed": config.seed,
         "iterations": config.iterations,
         "scale": config.scale,

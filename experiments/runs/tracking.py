@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from experiments.budgets import said
 from experiments.errors import UserError
 from experiments.runs.naming import label
 
@@ -54,7 +55,12 @@ class Wandb:
         self._run: Any = None
 
     def start(self, run_dir: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
-        tags = (meta["data"], meta.get("model"), f"budget {meta['budget']}", meta["scale"] and f"scale {meta['scale']}")
+        tags = (
+            meta["data"],
+            meta.get("model"),
+            f"budget {said(meta['budget'])}",
+            meta["scale"] and f"scale {meta['scale']}",
+        )
         begun = f"{run_dir.resolve()} {meta['sessions'][0]['started']}"
         self._run = self._wandb.init(
             id=hashlib.sha256(begun.encode()).hexdigest()[:16],

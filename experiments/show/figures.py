@@ -17,6 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from experiments.budgets import said
 from experiments.labels import look
 from experiments.runs.records import INTERVAL, METRICS, SEPARATOR, Runs, curve_statistics, union
 from experiments.show.tables import markdown
@@ -114,7 +115,7 @@ def lines(curves: pd.DataFrame, name_all: bool = False) -> list[Line]:
         its = look(method)
         several = len(budgets) > 1
         named = several or (name_all and not math.isnan(budget))
-        label = its.label + (f", budget {budget:g}" if named else "")
+        label = its.label + (f", budget {said(budget)}" if named else "")
         place = (budgets < budget).sum() / (len(budgets) - 1) if several else 0
         colour = shade(its.colour, place) if several else mpl.colors.to_rgb(its.colour)
         found.append(Line(method, budget, label, colour))
@@ -206,7 +207,7 @@ def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
     cells = {"experiment": row["experiment"], "data": row["data"]} if several else {}
     cells |= {
         "method": look(row["method"]).label,
-        "budget": _plus_minus(row["budget"], math.nan, "g"),
+        "budget": "–" if math.isnan(row["budget"]) else said(row["budget"]),
         "n": str(row["n"]),
         "batch": row["batch_size"],
         "bytes": f"{row['saved_bytes']:,.0f}",
@@ -258,7 +259,7 @@ def _draw_panel(axes: Axes, statistics: pd.DataFrame, metric: str, shown: list[L
 def _budgets(curves: pd.DataFrame) -> str:
     budgets = sorted(curves["budget"].dropna().unique())
     plural = "s" * (len(budgets) > 1)
-    return f", budget{plural} {', '.join(f'{budget:g}' for budget in budgets)}" if budgets else ""
+    return f", budget{plural} {', '.join(said(budget) for budget in budgets)}" if budgets else ""
 
 
 def _caption(curves: pd.DataFrame) -> str:

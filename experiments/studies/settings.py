@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from experiments.data import Dataset
 from experiments.methods import Method
 from experiments.runs.parts import part
-from experiments.runs.settings import Budget, Settings
+from experiments.runs.settings import Budget, BudgetOrSize, Settings
 from experiments.schema import Count, Finite, Natural, Positive, Strict
 from rad.pde import Problem
 
@@ -41,6 +41,7 @@ class Evaluate(Strict):
 class TrainingSettings(Settings):
     """Of the training of a net."""
 
+    budget: BudgetOrSize
     method: _Method
     model: _Model
     data: _Data

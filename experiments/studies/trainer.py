@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import rad
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.runs import distributed
@@ -59,6 +60,7 @@ class Trainer:
         batch_size: How many of them, the first ones, are trained on.
         clip_norm: Largest norm of the whole gradient, or ``None``.
         evaluation: When and how to evaluate.
+        allocator: Plans the model anew on the way, or ``None``.
         generators: ``batches`` of the minibatches, ``augmentation`` of their random changes, and ``sketches``, the one
             the model was prepared with.
     """
@@ -75,11 +77,13 @@ class Trainer:
         clip_norm: float | None,
         evaluation: Evaluation,
         generators: dict[str, torch.Generator | Seeds],
+        allocator: rad.Allocator | None = None,
     ) -> None:
         self.model, self.data = model, data
         self.optimizer, self.schedule = optimizer, schedule
         self.iterations, self.full_batch, self.batch_size = iterations, full_batch, batch_size
         self.clip_norm, self.evaluation, self.generators = clip_norm, evaluation, generators
+        self.allocator = allocator
         self.device = data.x_train.device
         count = evaluation.train_examples or len(data.x_train)
         chosen = torch.linspace(0, len(data.x_train) - 1, count, device=self.device).round().long()
@@ -133,6 +137,8 @@ class Trainer:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on a minibatch; returns its loss before the step, or this process's part of that loss."""
+        if self.allocator is not None:
+            self.allocator.step(lambda: self.data.loss(self.model(x), y))
         self.optimizer.zero_grad()
         value = self.data.loss(self.forward(x), y)
         part = len(y) / self.batch_size  # of the batch; 1 in a single process
@@ -148,6 +154,7 @@ class Trainer:
         """Everything that the rest of the run depends on, of all processes."""
         own = {
             "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "allocator": None if self.allocator is None else self.allocator.state_dict(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -176,6 +183,8 @@ class Trainer:
         own = state["random"][distributed.rank()]
         for name, g in self.generators.items():
             g.set_state(own["generators"][name])
+        if self.allocator is not None:
+            self.allocator.load_state_dict(own["allocator"])
         torch.set_rng_state(own["torch"])
         if own["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], self.device)

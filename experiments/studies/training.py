@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from experiments.budgets import said, size
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.methods import Batch, Exact, Method, measured
@@ -60,6 +61,7 @@ class Training(Study):
             raise UserError(
                 f"the model cannot train on {data.name}, examples {shape}: {reason}; change model or data"
             ) from error
+        method = method.settled(size(config.budget), model, batch, data.loss)
         batch_size = method.batch_size(model, batch, data.loss)
         if batch_size < distributed.processes():
             raise UserError(
@@ -80,6 +82,7 @@ class Training(Study):
         model = method.prepare(model, sketches)
         torch.manual_seed(generator(config.seed, f"forward pass{own}").initial_seed())  # of models with dropout
         optimizer = make(config.optimizer, model.parameters())
+        allocator = method.allocator(model, sketches)
         trainer = Trainer(
             model=model,
             data=data,
@@ -90,6 +93,7 @@ class Training(Study):
             batch_size=batch_size,
             clip_norm=config.clip_norm,
             evaluation=Evaluation(**config.evaluate),
+            allocator=allocator,
             generators={
                 "batches": generator(config.seed, "batches"),
                 "augmentation": generator(config.seed, "augmentation"),
@@ -105,7 +109,8 @@ class Training(Study):
         figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
         return (
-            f"{meta['method']}, budget {meta['budget']}, after {last['iteration']:,} iterations on {meta['data']}:\n"
+            f"{meta['method']}, budget {said(meta['budget'])}, after {last['iteration']:,} iterations "
+            f"on {meta['data']}:\n"
             f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
             f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
             f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"

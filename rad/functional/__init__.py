@@ -11,8 +11,9 @@ from rad.functional import normalization as normalization
 from rad.functional import pool as pool
 from rad.functional import recurrent as recurrent
 from rad.functional import softmax as softmax
+from rad.functional.assignment import Assignment
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import RULES, rule
 from rad.functional.sharing import Sharing
 
-__all__ = ["RULES", "Call", "Keep", "Kept", "Sharing", "Summary", "operation", "rule"]
+__all__ = ["RULES", "Assignment", "Call", "Keep", "Kept", "Sharing", "Summary", "operation", "rule"]

@@ -86,7 +86,8 @@ def _attention(
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
-        p_.append(None if again else keep.factor(_probabilities(q, k, mask, scale, causal, groups, block)))
+        rows = None if again else _probabilities(q, k, mask, scale, causal, groups, block)
+        p_.append(None if rows is None else keep.factor(rows, role="probabilities"))
         dropped_.append(None if dropped is None else keep.bits(block.of(dropped) != 0))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,12 +10,37 @@ factors of a path keeps its expectation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["GRU", "LSTM", "Cell", "ReLU", "Tanh", "TanhStates"]
+__all__ = ["GRU", "LSTM", "Cell", "ReLU", "Tanh", "TanhStates", "apart", "into"]
+
+
+def into(out: Tensor, function: Callable[..., Tensor], *args: Tensor) -> None:
+    """``function(*args, out=out)``, in a way that autograd can follow where it is on."""
+    if torch.is_grad_enabled():
+        out.copy_(function(*args))
+    else:
+        function(*args, out=out)
+
+
+def apart(tensor: Tensor) -> Tensor:
+    """A tensor that will be overwritten: a copy where autograd is on, which may need it later."""
+    return tensor.clone() if torch.is_grad_enabled() else tensor
+
+
+def _threshold_backward(grad: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        return torch.ops.aten.threshold_backward(grad, factors, 0)
+    return torch.ops.aten.threshold_backward.grad_input(grad, factors, 0, grad_input=out)
+
+
+def _tanh_backward(grad: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        return torch.ops.aten.tanh_backward(grad, factors)
+    return torch.ops.aten.tanh_backward.grad_input(grad, factors, grad_input=out)
 
 
 class Cell:
@@ -56,7 +81,7 @@ class ReLU(Cell):
 
     def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        torch.ops.aten.threshold_backward.grad_input(grad, factors, 0, grad_input=sums)
+        into(sums, _threshold_backward, grad, factors)
 
 
 class TanhStates(Cell):
@@ -64,7 +89,7 @@ class TanhStates(Cell):
 
     def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        torch.ops.aten.tanh_backward.grad_input(grad, factors, grad_input=sums)
+        into(sums, _tanh_backward, grad, factors)
 
 
 class Tanh(Cell):
@@ -72,7 +97,7 @@ class Tanh(Cell):
 
     def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        torch.mul(grad, factors, out=sums)
+        into(sums, torch.mul, grad, factors)
 
 
 class Gated(Cell):
@@ -129,8 +154,8 @@ class LSTM(Gated):
         assert grad_cell is not None
         grad_cell.addcmul_(grad, factors[4])
         blocks = sums.view(len(sums), 4, -1).transpose(0, 1)
-        torch.mul(grad_cell, factors[:3], out=blocks[:3])
-        torch.mul(grad, factors[3], out=blocks[3])
+        into(blocks[:3], torch.mul, apart(grad_cell), factors[:3])
+        into(blocks[3], torch.mul, grad, factors[3])
         grad_cell.mul_(factors[5])
 
 
@@ -157,5 +182,5 @@ class GRU(Gated):
 
     def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> Tensor:
         """See ``Cell``."""
-        torch.mul(grad, factors[:4], out=sums.view(len(sums), 4, -1).transpose(0, 1))
+        into(sums.view(len(sums), 4, -1).transpose(0, 1), torch.mul, grad, factors[:4])
         return grad * factors[4]

@@ -129,9 +129,10 @@ def _scan_gated(
         from_x, from_h = _sums(part, weight_ih, bias_ih), _sums(before, weight_hh, bias_hh)
         factors = cell.derive(from_x, from_h, before, second, places)
         if inputs.get((start, stop)) is None:
-            inputs[start, stop] = keep.end(part, weight_ih)
-        each = [keep.factor(factors[:, place].contiguous()) for place in sorted(places, key=lambda s: s.start)]
-        scan.chunks.append((inputs[start, stop], keep.end(before, weight_hh), each))
+            inputs[start, stop] = keep.end(part, weight_ih, role="inputs")
+        ordered = sorted(places, key=lambda s: s.start)
+        each = [keep.factor(factors[:, place].contiguous(), role="factors") for place in ordered]
+        scan.chunks.append((inputs[start, stop], keep.end(before, weight_hh, role="states"), each))
 
 
 def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rad.functional.assignment import Assignment
 from rad.functional.sharing import Sharing
 from rad.sketch import Compressed, Exact, Sketch, tracing
 
@@ -18,29 +19,52 @@ _SMALL = 256
 _EXACT = Exact()
 
 
-# Called with how something is kept, "exact", "1 bit" or a sketch, and with the tensors; see ``rad.measure``.
-listeners: list[Callable[[str, list[Tensor]], None]] = []
+# Called with how something is kept, "exact", "1 bit" or a sketch, with the tensors, and with the place of an assignment
+# or ""; see ``rad.measure``.
+listeners: list[Callable[[str, list[Tensor], str], None]] = []
 
 
 class Call:
     """One call of a torch function inside a converted module.
 
     Attributes:
-        sketch: The summary to keep.
+        sketch: The summary to keep; of an assignment, the one by which rules decide what they keep at all.
         seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
         held: Ids of tensors that are held whatever is kept, besides those that are leaves.
+        differentiable: Whether gradients are formed so that they can be differentiated by the estimates.
     """
 
     def __init__(
         self,
-        sketch: Sketch,
+        sketch: Sketch | Assignment,
         seed: Callable[[], Tensor],
         sharing: Sharing | None = None,
         held: frozenset[int] = frozenset(),
+        place: str = "",
     ) -> None:
-        self.sketch, self.seed, self.sharing, self.held = sketch, seed, sharing, held
+        self._assigned = sketch if isinstance(sketch, Assignment) else None
+        self.sketch = sketch.sketch if isinstance(sketch, Assignment) else sketch
+        self.seed, self.sharing, self.held, self._place = seed, sharing, held, place
+        self.differentiable = self._assigned is not None and self._assigned.differentiable
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
+        self._unnamed = 0
+
+    def place(self, role: str | None) -> str:
+        """By which an assignment knows what is kept next.
+
+        Args:
+            role: What it is, for tensors that are kept in like manner and in varying number; by default one of its own.
+        """
+        if self._assigned is None:
+            return ""
+        if role is None:
+            role, self._unnamed = str(self._unnamed), self._unnamed + 1
+        return f"{self._place} / {role}"
+
+    def at(self, place: str) -> Sketch:
+        """The sketch of a place."""
+        return self.sketch if self._assigned is None else self._assigned.at(place)
 
     @property
     def serves_factors(self) -> bool:
@@ -141,7 +165,14 @@ class Keep:
         """Keeps integers that were packed already."""
         return self._add((bits, shape), [packed])
 
-    def end(self, tensor: Tensor, weight: Tensor, features: int | None = None, stack: bool = False) -> Handle | None:
+    def end(
+        self,
+        tensor: Tensor,
+        weight: Tensor,
+        features: int | None = None,
+        stack: bool = False,
+        role: str | None = None,
+    ) -> Handle | None:
         """Keeps a summary of what multiplies the gradient into that of ``weight``, if there is one to come.
 
         A parameter's gradient is the end of its paths, so all operations that are given this tensor share one draw.
@@ -151,50 +182,64 @@ class Keep:
             weight: The operand whose gradient it forms.
             features: Columns of the matrix to summarize, by default the size of the last dimension.
             stack: Whether ``tensor`` is a stack ``[m, n, d]`` of matrices with a draw each.
+            role: See ``factor``.
         """
         if not self.wants(weight):
             return None
-        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack)
+        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack, role)
 
-    def factor(self, tensor: Tensor, wanted: bool = True, features: int | None = None) -> Handle | None:
+    def factor(
+        self, tensor: Tensor, wanted: bool = True, features: int | None = None, role: str | None = None
+    ) -> Handle | None:
         """Keeps a summary, with a draw of its own, of a factor that paths go through: of a derivative, say.
 
         The tensor itself is kept where it is a parameter or another leaf, which is held anyway, where the sketch does
         not serve factors, and where nothing would be saved.
+
+        Args:
+            tensor: What to summarize.
+            wanted: Whether to keep it at all.
+            features: Columns of the matrix to summarize, by default the size of the last dimension.
+            role: What it is, where an operation keeps several alike: these have one sketch, with a draw each.
         """
         if not wanted:
             return None
         if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
             return self.exact(tensor)
-        return self._sketch(tensor, features, None)
+        return self._sketch(tensor, features, None, False, role)
 
-    def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
+    def _sketch(
+        self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool, role: str | None
+    ) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
-        cast = self._call.cast
+        call, own = self._call, self._call.place(role)
 
         # A sketch of the paper's that is asked for has its budget kept to, however small a tensor is.
-        sketch = _EXACT if self.serves_factors and tensor.nbytes <= _SMALL else self.sketch
+        small = self.serves_factors and tensor.nbytes <= _SMALL
 
-        def make() -> Compressed:
-            return tracing.compress(sketch, cast(tensor).reshape(matrix), self._call.seed)
+        def make() -> tuple[Sketch, str, Compressed]:
+            sketch, place = (_EXACT, "") if small else (call.at(own), own)
+            return sketch, place, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
 
-        compressed = make() if sharing is None else sharing.summary(tensor, (sketch, matrix), make)
+        # Who shares a summary takes it as the first one made it.
+        made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
+        sketch, place, compressed = made
         tensors, layout = compressed.split()
-        return self._add((sketch, layout, tensor.shape), list(tensors))
+        return self._add((sketch, layout, tensor.shape), list(tensors), place)
 
-    def _add(self, how: Any, tensors: list[Tensor]) -> Handle:
+    def _add(self, how: Any, tensors: list[Tensor], place: str = "") -> Handle:
         for listener in listeners:
-            listener(_described(how), tensors)
-        places = []
+            listener(_described(how), tensors, place)
+        numbers = []
         for tensor in tensors:
-            place = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
-            if place is None:
+            number = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
+            if number is None:
                 self.fresh.append(tensor)
-                place = -len(self.fresh)
-            places.append(place)
-        self.items.append((how, places))
+                number = -len(self.fresh)
+            numbers.append(number)
+        self.items.append((how, numbers))
         return Handle(len(self.items) - 1)
 
 

@@ -82,12 +82,16 @@ def loop(
             after[t - start] = last
         if out is not None:
             out[start:stop] = after
-        x_ = keep.exact(part, keep.wants(weight_ih)) if d == 1 else keep.end(part, weight_ih, stack=True)
-        h_ = keep.exact(before, keep.wants(weight_hh)) if exact else keep.end(before, weight_hh, stack=True)
+        x_ = keep.exact(part, keep.wants(weight_ih)) if d == 1 else keep.end(part, weight_ih, stack=True, role="inputs")
+        h_ = (
+            keep.exact(before, keep.wants(weight_hh))
+            if exact
+            else keep.end(before, weight_hh, stack=True, role="states")
+        )
         if exact:
             factors: Any = keep.exact(after)
         elif tanh:
-            factors = [keep.factor(slope) for slope in (1 - after * after).unbind()]
+            factors = [keep.factor(slope, role="slopes") for slope in (1 - after * after).unbind()]
         else:
             factors = keep.packed(tracing.pack_positive(after), after.shape)
         scan.chunks.append((x_, h_, factors))

@@ -36,7 +36,8 @@ def multilinear(keep: Keep, function: Callable[..., Tensor], *operands: Tensor) 
             if want:
                 with torch.enable_grad():
                     out = function(*estimates[:i], at, *estimates[i + 1 :])
-                grads.append(torch.autograd.grad(out, at, grad.to(out.dtype))[0])
+                recorded = torch.is_grad_enabled()
+                grads.append(torch.autograd.grad(out, at, grad.to(out.dtype), create_graph=recorded)[0])
             else:
                 grads.append(None)
         return tuple(grads)

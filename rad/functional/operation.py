@@ -85,7 +85,7 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
         places = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
         tensors = [args[i] for i in places]
         job = _Job(function, call, args, options, places, tensors)
-        out = _Apply.apply(job, *tensors)
+        out = (_Differentiable if call.differentiable else _Apply).apply(job, *tensors)
         return out[0] if job.outputs == 1 else out[: job.outputs]
 
     return run
@@ -144,6 +144,14 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Differentiable.backward(ctx, *grads)
+
+
+class _Differentiable(_Apply):
+    """An operation whose gradients can be differentiated by what they are formed from; see ``Assignment``."""
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
         if all(grad is None for grad in grads[: job.outputs]):

@@ -30,7 +30,7 @@ def move(keep: Keep, x: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
         at = stand_in(shape, grad).detach().requires_grad_()
         with torch.enable_grad():
             out = function(at)
-        return torch.autograd.grad(out, at, grad)[0]
+        return torch.autograd.grad(out, at, grad, create_graph=torch.is_grad_enabled())[0]
 
     return function(x), backward
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rad.functional.cells import Cell
+from rad.functional.cells import Cell, apart, into
 from rad.functional.operation import Handle, Keep, Kept, Summary
 
 __all__ = ["Scan", "Steps"]
@@ -121,23 +121,29 @@ class Scan:
         buffer = state.new_empty(length, cell.blocks * h)
         for (start, stop), (x_, h_, factors_) in zip(reversed(steps.chunks), reversed(self.chunks), strict=True):
             chunk = steps.rows(start, stop)
+            # What autograd may need later is not overwritten: where it is on each step has memory of its own.
+            own = torch.is_grad_enabled()
             sums = buffer[: chunk.stop - chunk.start]
             at_once = isinstance(factors_, Handle)
             whole = kept[factors_].view(len(sums), h) if at_once else sums
             if whole.dtype == torch.uint8:
-                whole = sums.copy_(whole)  # each step's is read before it is overwritten
+                whole = whole.to(sums.dtype) if own else sums.copy_(whole)  # read before it is overwritten, each step
+            parts: dict[int, Tensor] = {}
             for t in steps.order(start, stop, back=True):
                 rows = steps.rows(t)
                 place, size = slice(rows.start - chunk.start, rows.stop - chunk.start), rows.stop - rows.start
-                grad, into = state[:size], sums[place]
+                grad = state[:size]
+                part = parts[t] = sums.new_empty(size, sums.shape[1]) if own else sums[place]
                 if grad_out is not None:
                     grad += grad_out[t] if grad_out.dim() == 3 else grad_out[rows]
                 factors = whole[place] if at_once else kept.dense(factors_[t - start])
-                past = cell.retreat(factors, grad, None if second is None else second[:size], into)
+                past = cell.retreat(factors, apart(grad), None if second is None else second[:size], part)
                 if past is None:
-                    torch.mm(into[:, hh], weight_hh, out=grad)
+                    into(grad, torch.mm, part[:, hh], weight_hh)
                 else:
-                    torch.addmm(past, into[:, hh], weight_hh, out=grad)
+                    into(grad, torch.addmm, past, part[:, hh], weight_hh)
+            if own:
+                sums = torch.cat([parts[t] for t in range(start, stop)])
             from_x, from_h = sums[:, ih], sums[:, hh]
             if grad_x is not None:
                 assert weight_ih is not None

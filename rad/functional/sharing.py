@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from rad.sketch import Compressed
-
 __all__ = ["Sharing"]
+
+T = TypeVar("T")
 
 
 class Sharing:
@@ -21,7 +21,7 @@ class Sharing:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], dict[Any, Compressed]]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], dict[Any, Any]]] = {}
         self.depth = 0  # how many converted modules are running, one inside the other
 
     def __enter__(self) -> None:
@@ -32,7 +32,7 @@ class Sharing:
         if self.depth == 0:
             self._known.clear()
 
-    def summary(self, tensor: Tensor, how: Any, make: Callable[[], Compressed]) -> Compressed:
+    def summary(self, tensor: Tensor, how: Any, make: Callable[[], T]) -> T:
         """The summary of ``tensor`` made earlier in the same way, or a new one.
 
         Args:

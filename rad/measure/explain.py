@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from rad.measure.saved import Ledger, saved_bytes
 from rad.nn import Converted, seeds
 
-__all__ = ["MostlyExactWarning", "explain"]
+__all__ = ["MostlyExactWarning", "explain", "undisturbed"]
 
 
 class MostlyExactWarning(UserWarning):
@@ -36,17 +37,9 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Ledger:
     Raises:
         ValueError: If nothing that the model returns requires a gradient.
     """
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    with undisturbed(model):
+        ledger = saved_bytes(lambda: _scalar(model(*args, **kwargs)))
     converted = any(isinstance(module, Converted) for module in model.modules())
-    state = seeds(model).get_state() if converted else None
-    try:
-        with torch.enable_grad(), torch.random.fork_rng():
-            ledger = saved_bytes(lambda: _scalar(model(*args, **kwargs)))
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        if state is not None:
-            seeds(model).set_state(state)
     if converted and ledger.exact > ledger.total / 2:
         warnings.warn(
             f"{ledger.summary()}; print(rad.explain(model, ...)) names every operation",
@@ -54,6 +47,23 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Ledger:
             stacklevel=2,
         )
     return ledger
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Gradients can be formed within; buffers, the global generators and the model's seeds are then what they were."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    converted = any(isinstance(module, Converted) for module in model.modules())
+    state = seeds(model).get_state() if converted else None
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        if state is not None:
+            seeds(model).set_state(state)
 
 
 def _scalar(out: Any) -> Tensor:

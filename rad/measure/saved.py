@@ -31,6 +31,8 @@ class Entry:
         keeps: How it is kept: by a sketch, in so many bits, or ``"exact"``.
         nbytes: Size of the storage in bytes.
         parameter: Whether it is a parameter's, and so would be held anyway.
+        place: Where a plan assigns a sketch to it, else ``""``.
+        dtype: Of the tensor first saved of it.
     """
 
     layer: str
@@ -38,6 +40,8 @@ class Entry:
     keeps: str
     nbytes: int
     parameter: bool
+    place: str = ""
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class _Watch:
     def __init__(self) -> None:
         self.held: list[tuple[weakref.ref[_Held], nn.Module | None, str]] = []
         self.operation = ""
-        self.kept: dict[int, str] = {}  # how, by storage
+        self.kept: dict[int, tuple[str, str]] = {}  # how and in which place of a plan, by storage
         self.running: list[nn.Module] = []
         self.names: dict[nn.Module, str] = {}
         self.parameters: set[int] = set()
@@ -179,8 +183,8 @@ class _Watch:
     def called(self, module: str, operation: str) -> None:
         self.operation = operation
 
-    def keeps(self, how: str, tensors: list[Tensor]) -> None:
-        self.kept.update({_storage_id(t): how for t in tensors})
+    def keeps(self, how: str, tensors: list[Tensor], place: str) -> None:
+        self.kept.update({_storage_id(t): (how, place) for t in tensors})
 
     def pack(self, tensor: Tensor) -> _Held:
         # An output that is saved comes with its graph; to hold on to that would keep freed parts of it alive.
@@ -198,9 +202,9 @@ class _Watch:
             storage = _storage_id(held.tensor)
             parameter = storage in self.parameters or isinstance(held.tensor, nn.Parameter)
             layer = OUTSIDE if module is None else self.names[module]
-            keeps = self.kept.get(storage, "exact")
+            keeps, place = self.kept.get(storage, ("exact", ""))
             nbytes = held.tensor.untyped_storage().nbytes()
-            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter))
+            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter, place, held.tensor.dtype))
         return tuple(found.values())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from rad.functional import Sharing
+from rad.functional import Assignment, Sharing
 from rad.nn.intercept import Recipe, Rules, known
 from rad.nn.seeds import Seeds
 from rad.sketch import Sketch
@@ -30,6 +31,7 @@ class Converted(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stock forward pass, whose calls are answered by ``rad.functional``."""
         rules = self.__dict__[_RULES]
+        rules.begin()
         if torch.compiler.is_compiling():
             with rules:
                 return super().forward(*args, **kwargs)
@@ -42,7 +44,8 @@ class Converted(nn.Module):
         if any(True for _ in self.children()):
             return described
         sketch = self.recipe.sketch
-        return ", ".join(filter(None, (described, "exact" if sketch is None else f"keeps {sketch}")))
+        keeps = "as planned" if isinstance(sketch, Assignment) else sketch
+        return ", ".join(filter(None, (described, "exact" if sketch is None else f"keeps {keeps}")))
 
     def _get_name(self) -> str:
         return _stock(type(self)).__name__
@@ -72,7 +75,7 @@ def _stock(cls: type[nn.Module]) -> type[nn.Module]:
 
 def convert(
     model: nn.Module,
-    sketch: Sketch | Mapping[str, Sketch],
+    sketch: Sketch | Assignment | Mapping[str, Sketch],
     skip: Iterable[str] = (),
     generator: torch.Generator | Seeds | None = None,
 ) -> nn.Module:
@@ -99,11 +102,13 @@ def convert(
 
     Raises:
         TypeError: If ``model`` is not a module or ``sketch`` neither a ``Sketch`` nor a mapping to sketches.
-        ValueError: If a name is unknown or nothing is left to convert.
+        ValueError: If a name is unknown, nothing is left to convert or a plan is for another model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
     names = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(sketch, Assignment):
+        sketch.check(model)
     chosen = _plan(names, sketch, skip)
     if not any(chosen.values()):
         raise ValueError(f"nothing to convert: skip={tuple(_names(skip))} and the names of sketch leave no module")
@@ -137,6 +142,23 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def for_a_while(
+    model: nn.Module, sketch: Sketch | Assignment, skip: Iterable[str] = (), generator: Seeds | None = None
+) -> Iterator[None]:
+    """Within it the model is converted; afterwards it is what it was, be that plain or converted."""
+    before = [(module, type(module), module.__dict__.get(_RULES)) for module in model.modules()]
+    try:
+        convert(model, sketch, skip, generator)
+        yield
+    finally:
+        for module, cls, rules in before:
+            module.__dict__.pop(_RULES, None)
+            module.__class__ = cls
+            if rules is not None:
+                module.__dict__[_RULES] = rules
+
+
 def seeds(model: nn.Module) -> Seeds:
     """The seeds that the modules of a converted model take.
 
@@ -149,11 +171,11 @@ def seeds(model: nn.Module) -> Seeds:
     raise ValueError(f"this {type(model).__name__} is not converted; rad.convert(model, sketch) does so")
 
 
-def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict[str, Sketch | None]:
+def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict[str, Sketch | Assignment | None]:
     """The sketch of each module, by name."""
     given = dict(sketch) if isinstance(sketch, Mapping) else {"": sketch}
     for few in given.values():
-        if not isinstance(few, Sketch):
+        if not isinstance(few, Sketch) and not isinstance(sketch, Assignment):
             raise TypeError(
                 "sketch must be a Sketch such as rad.Rounding(budget=0.1), or a mapping from names to sketches, "
                 f"got {few!r}"
@@ -164,7 +186,7 @@ def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict
             if name not in names:
                 raise ValueError(f"{what} names {name!r}, but the model has only {', '.join(filter(None, names))}")
     plan = {**given, **dict.fromkeys(left)}
-    found: dict[str, Sketch | None] = {}
+    found: dict[str, Sketch | Assignment | None] = {}
     for name in names:
         around = name
         while around not in plan and around:

@@ -20,7 +20,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo.eval_frame import skip_code
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from rad.functional import RULES, Call, Sharing
+from rad.functional import RULES, Assignment, Call, Sharing
 from rad.functional.registry import dispatch, name_of
 from rad.nn.seeds import Seeds, Split
 from rad.sketch import Sketch
@@ -37,22 +37,22 @@ class Recipe:
 
     Attributes:
         name: The module's name in the model that was converted.
-        sketch: The summary that is kept; ``None`` where everything is left to PyTorch.
+        sketch: The summary that is kept, or which where; ``None`` where everything is left to PyTorch.
         seeds: Of the summaries, shared by all modules of one conversion.
         sharing: Of summaries within one forward pass, likewise.
         held: Ids of tensors that are parameters, where a graph in the making does not show that.
     """
 
     name: str
-    sketch: Sketch | None
+    sketch: Sketch | Assignment | None
     seeds: Seeds | Split
     sharing: Sharing
     held: frozenset[int] = frozenset()
 
-    def call(self) -> Call:
-        """A new call."""
+    def call(self, place: str = "") -> Call:
+        """A new call, at a place of an assignment."""
         assert self.sketch is not None
-        return Call(self.sketch, self.seeds.next, self.sharing, self.held)
+        return Call(self.sketch, self.seeds.next, self.sharing, self.held, f"{self.name or '.'} / {place}")
 
 
 class Rules(TorchFunctionMode):
@@ -60,11 +60,24 @@ class Rules(TorchFunctionMode):
 
     Args:
         recipe: Which summaries are kept and whose draws they take.
+        within: Place of the call inside which these are answered, if they are.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, within: str = "") -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self._within = recipe, within
+        self._counts: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Counts the calls from the first, as in each forward pass of the module."""
+        self._counts.clear()
+
+    def place(self, function: str) -> str:
+        """Which call of a function comes next, for assignments."""
+        name = function.rpartition(".")[2]
+        count = self._counts.get(name, 0)
+        self._counts[name] = count + 1
+        return f"{self._within}{name} {count}"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers a call; see ``TorchFunctionMode``."""
@@ -76,29 +89,34 @@ class Rules(TorchFunctionMode):
                     return func(*args, **kwargs)
                 # In the graph a parameter is a tensor like others; that it is held anyway has to be said.
                 held = [isinstance(t, nn.Parameter) for t in (*args, *kwargs.values())]
-                return traced(token, recipe.name, repr(recipe.sketch), held, recipe.seeds.next(), *args, **kwargs)
+                place = self.place(token.partition(" ")[0]) if isinstance(recipe.sketch, Assignment) else ""
+                assert recipe.sketch is not None
+                where = token, recipe.name, place, key_of(recipe.sketch)
+                return traced(*where, held, recipe.seeds.next(), *args, **kwargs)
         if _passing.by:
             return func(*args, **kwargs)
         if recipe.sketch is None:
             return _unanswered(func, types, args, kwargs)
         # Where the graph breaks the call runs as without compilation, which nothing inside shall be traced for.
         answer = self.answer if get_eval_frame_callback() is None else torch._dynamo.disable(self.answer)
-        return answer(func, args, kwargs, types)  # pyright: ignore
+        assigned = isinstance(recipe.sketch, Assignment) and (func in RULES or _opens(func))
+        place = self.place(name_of(func)) if assigned else ""
+        return answer(func, args, kwargs, types, place)  # pyright: ignore
 
     skip_code(__torch_function__.__code__)  # as the outermost frame; it is traced inside others
 
-    def answer(self, func: Any, args: Any, kwargs: Any, types: Any = ()) -> Any:
+    def answer(self, func: Any, args: Any, kwargs: Any, types: Any = (), place: str = "") -> Any:
         """Answers a call by a rule, by those of the functions that it calls, or by itself."""
         recipe = self.recipe
         if func not in RULES and _opens(func):
-            with self:
+            with Rules(recipe, f"{place} / ") if place else self:
                 return opened(func)(*args, **kwargs)
         for watcher in watchers:
             watcher(recipe.name, name_of(func))
         if func not in RULES:
             return _unanswered(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():
-            return dispatch(recipe.call, func, args, kwargs)
+            return dispatch(functools.partial(recipe.call, place), func, args, kwargs)
 
 
 class _Passing(threading.local):
@@ -146,15 +164,20 @@ def _no(*_: Any) -> bool:
     return False
 
 
-_SKETCHES: dict[str, Sketch] = {}
+_SKETCHES: dict[str, Sketch | Assignment] = {}
 _FUNCTIONS: dict[str, Any] = {}
 _SHARING = Sharing()  # of graphs in the making, which forget it as their tensors go
 _SHARING.depth = 1
 
 
-def known(sketch: Sketch) -> None:
+def known(sketch: Sketch | Assignment) -> None:
     """Lets traced calls find the sketch by its description."""
-    _SKETCHES.setdefault(repr(sketch), sketch)
+    _SKETCHES.setdefault(key_of(sketch), sketch)
+
+
+def key_of(sketch: Sketch | Assignment) -> str:
+    """All that a sketch is configured by, in one line."""
+    return sketch.key if isinstance(sketch, Assignment) else repr(sketch)
 
 
 @torch._dynamo.assume_constant_result
@@ -168,8 +191,10 @@ def _token(func: Any) -> str | None:
 
 
 @torch._dynamo.allow_in_graph
-def traced(function: str, module: str, sketch: str, held: list[bool], seed: Tensor, *args: Any, **kwargs: Any) -> Any:
+def traced(
+    function: str, module: str, place: str, sketch: str, held: list[bool], seed: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """A call as one node of a traced graph, whose arguments can be written down; no frame inside is traced."""
     parameters = frozenset(id(t) for t, yes in zip((*args, *kwargs.values()), held, strict=True) if yes)
     recipe = Recipe(module, _SKETCHES[sketch], Split(seed), _SHARING, parameters)
-    return Rules(recipe).answer(_FUNCTIONS[function], args, kwargs)
+    return Rules(recipe).answer(_FUNCTIONS[function], args, kwargs, place=place)

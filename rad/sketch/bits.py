@@ -113,9 +113,10 @@ def pack_positive(x: Tensor) -> Tensor:
 
 def masked(x: Tensor, packed: Tensor) -> Tensor:
     """``x`` where the bits of ``pack(mask, bits=1)`` are set and 0 elsewhere."""
-    if gpu.real(x):
+    recorded = x.requires_grad and torch.is_grad_enabled()  # which the loops know nothing of
+    if gpu.real(x) and not recorded:
         return gpu.masked(x, packed)
-    if kernels.usable(x, torch.bfloat16, torch.float16):
+    if kernels.usable(x, torch.bfloat16, torch.float16) and not recorded:
         out = torch.empty(x.shape, dtype=x.dtype)
         words = _WORDS[x.element_size()]
         source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))

@@ -98,6 +98,8 @@ MISTAKES = {
     "negative budget": (["budget=-0.1"], "got -0.1"),
     "budget above one": (["budget=1.5"], "got 1.5"),
     "budget that is no number": (["budget=abc"], "budget must be a number in (0, 1], got 'abc'"),
+    "budget that is no size": (["budget=50XB"], "got '50XB'; for example 0.1 keeps a tenth, and 50MB or 1.5GiB is"),
+    "budget that is too little": (["budget=3kB"], "budget is 3,000 bytes, but rad_proj holds"),
     "budget of an exact method": (["method=exact", "budget=2"], "got 2"),
     "unknown method": (["method=magic"], "Could not find 'method/magic'"),
     "unknown data": (["data=svhn"], "Could not find 'data/svhn'"),

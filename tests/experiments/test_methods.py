@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import rad
 from experiments.errors import UserError
-from experiments.methods import Checkpoint, Exact, Rad, SmallBatch, measured
+from experiments.methods import Auto, Checkpoint, Exact, Rad, SmallBatch, measured
 from experiments.models import CNN, MLP
 from rad.nn import Seeds
 
@@ -125,3 +125,58 @@ def test_checkpointing_says_what_it_cannot_do():
         Checkpoint("checkpoint", 0).prepare(MLP(PAPER), Seeds(0))
     with pytest.raises(UserError, match="nn.Sequential"):
         Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), Seeds(0))
+
+
+SIZED = {
+    "rounding": Rad("rad_round", rad.Rounding(0.1)),
+    "projection": Rad("rad_proj", rad.Project(0.1)),
+    "different": Rad("rad_diff", rad.Sample(0.1, per="element")),
+    "same": Rad("rad_same", rad.Sample(0.1, per="batch")),
+    "mixed": Rad("rad_mixed", rad.RoundedSample(0.1)),
+    "auto": Auto("rad_auto", 0.1, every=10),
+    "smaller batch": SmallBatch("small_batch", rad.Project(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_size_is_kept_to_and_used(name):
+    torch.manual_seed(0)
+    model, (x, y), allowed = MLP(PAPER), batch(60), 150_000
+    method = SIZED[name].settled(allowed, model, (x, y), F.cross_entropy)
+    size = method.batch_size(model, (x, y), F.cross_entropy)
+    held = measured(method, model, batch(size), F.cross_entropy)
+    # A whole bit of every element is a ninth of the bytes here, and an example a fortieth.
+    assert (0.87 if name == "rounding" else 0.95) * allowed < held <= allowed
+    again = SIZED[name].settled(allowed, model, (x, y), F.cross_entropy)
+    assert again == method
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_size_that_is_too_little(name):
+    model, full = MLP(PAPER), batch(10)
+    with pytest.raises(UserError, match="budget") as caught:
+        SIZED[name].settled(300, model, full, F.cross_entropy).batch_size(model, full, F.cross_entropy)
+    assert "300" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_without_a_budget_take_no_notice_of_a_size():
+    model, full = MLP(PAPER), batch(10)
+    for method in (Exact("exact"), Checkpoint("checkpoint", 2)):
+        assert method.settled(300, model, full, F.cross_entropy) is method
+
+
+def test_a_fraction_is_one_of_the_bytes_of_stock():
+    torch.manual_seed(0)
+    model, full = MLP(PAPER), batch(60)
+    method = Auto("rad_auto", 0.15, every=10).settled(None, model, full, F.cross_entropy)
+    stock = measured(Exact("exact"), model, full, F.cross_entropy)
+    assert 0.97 * 0.15 * stock < measured(method, model, full, F.cross_entropy) <= 0.15 * stock
+    allocator = method.allocator(method.prepare(model, seeds := Seeds(3)), seeds)
+    assert allocator.every == 10
+    assert allocator.nbytes == int(0.15 * stock)
+    assert rad.nn.seeds(model) is seeds
+
+
+def test_only_a_plan_needs_an_allocator():
+    assert all(m.allocator(MLP(PAPER), Seeds(0)) is None for m in (Exact("e"), SIZED["projection"]))

@@ -9,7 +9,7 @@ from digits import CONFIGS, GROUPS
 from omegaconf import DictConfig, OmegaConf
 
 import rad
-from experiments.methods import Checkpoint, Exact, Method, Rad, SmallBatch
+from experiments.methods import Auto, Checkpoint, Exact, Method, Rad, SmallBatch
 from experiments.runs.configs import composed as compose
 from experiments.runs.parts import make
 
@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "rad_diff": Rad("rad_diff", rad.Sample(BUDGET, per="element", replacement=True)),
     "rad_even": Rad("rad_even", rad.Sample(BUDGET, per="batch", replacement=False)),
     "rad_round": Rad("rad_round", rad.Rounding(BUDGET, group=256)),
+    "rad_auto": Auto("rad_auto", BUDGET, every=1000),
     "rad_mixed": Rad("rad_mixed", rad.RoundedSample(BUDGET, group=256)),
 }
 

@@ -1,0 +1,103 @@
+"""Plans that follow a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from rad.budget.allocate import allocate
+from rad.budget.plan import Plan
+from rad.nn import Converted, Seeds, convert, seeds
+
+__all__ = ["Allocator"]
+
+
+class Allocator:
+    """Plans a model anew every so many steps, within the same budget.
+
+    Which tensors the noise comes from changes while a model learns. Call ``step`` before each training step::
+
+        allocator = rad.Allocator(model, nbytes="50MB", every=500)
+        for x, y in batches:
+            allocator.step(lambda: loss_fn(model(x), y))
+            loss_fn(model(x), y).backward()
+            ...
+
+    All that it does is determined by its arguments, the model and the batches: save ``state_dict()`` with model,
+    optimizer and ``rad.nn.seeds(model)``, and a run goes on to the bit.
+
+    Attributes:
+        plan: The one in force; ``None`` before the first step.
+
+    Args:
+        model: Plain or converted; it is converted in place at the first step.
+        nbytes: See ``rad.allocate``.
+        variance: Likewise.
+        every: Steps between two measurements.
+        generator: Where the seeds of the summaries come from; see ``rad.convert``. By default a model that is converted
+            goes on with its own.
+        options: More of what ``rad.allocate`` takes: ``draws``, ``passes``, ``seed``.
+
+    Raises:
+        ValueError: If ``every`` is not a whole number of at least 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        nbytes: int | str | None = None,
+        *,
+        variance: float | None = None,
+        every: int = 500,
+        generator: Seeds | None = None,
+        **options: int,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+        self.model, self.nbytes, self.variance, self.every = model, nbytes, variance, every
+        self.options, self._generator = options, generator
+        self._steps = 0
+        self.plan: Plan | None = None
+
+    def step(self, loss: Callable[[], Tensor]) -> bool:
+        """Counts a step, before it is made; measures and plans anew if it is time.
+
+        Args:
+            loss: Runs a forward pass on the batch of the step, or one like it, and returns the loss.
+
+        Returns:
+            Whether there is a new plan.
+        """
+        due = self._steps % self.every == 0
+        if due:
+            seed = self.options.get("seed", 0) + self._steps  # signs of its own for each measurement
+            options = {**self.options, "seed": seed}
+            self._apply(allocate(self.model, loss, self.nbytes, variance=self.variance, **options))
+        self._steps += 1
+        return due
+
+    def _apply(self, plan: Plan) -> None:
+        self.plan = plan
+        convert(self.model, plan, generator=self._seeds())
+
+    def _seeds(self) -> Seeds | None:
+        if self._generator is not None:
+            return self._generator
+        return seeds(self.model) if any(isinstance(m, Converted) for m in self.model.modules()) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it has got; numbers and text alone."""
+        return {"steps": self._steps, "plan": None if self.plan is None else self.plan.as_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state_dict`` returned; the model is converted by the plan that was in force.
+
+        Raises:
+            ValueError: If the plan is for another model, or none.
+        """
+        plan = None if state["plan"] is None else Plan.from_dict(state["plan"])
+        if plan is not None:
+            self._apply(plan)
+        self._steps = int(state["steps"])

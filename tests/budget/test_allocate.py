@@ -1,0 +1,325 @@
+"""``rad.allocate``: bytes kept to, variance below that of uniform bits, nothing else changed."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import Attention, Residual
+from torch import Tensor, nn
+
+import rad
+from rad.budget import Item, Plan
+from rad.measure import gradient_noise, gradients, saved_bytes
+from rad.nn import Seeds
+
+Net = tuple[nn.Module, Callable[[], Tensor]]
+
+
+def perceptron() -> Net:
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 5))
+    x, y = torch.randn(40, 64), torch.randint(5, (40,))
+    return model, lambda: F.cross_entropy(model(x), y)
+
+
+def convolutions() -> Net:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    x, y = torch.randn(6, 3, 12, 12), torch.randint(5, (6,))
+    return model, lambda: F.cross_entropy(model(x), y)
+
+
+def attention() -> Net:
+    model = nn.Sequential(nn.Linear(32, 32), Attention(), Attention())
+    x = torch.randn(4, 12, 32)
+    return model, lambda: model(x).square().mean()
+
+
+def recurrent() -> Net:
+    model = nn.ModuleList([nn.Linear(8, 16), nn.LSTM(16, 16, num_layers=2, batch_first=True)])
+    x = torch.randn(5, 9, 8)
+    return model, lambda: model[1](model[0](x))[0].square().mean()
+
+
+def irnn() -> Net:
+    model = nn.Sequential(rad.nn.FinalState(3, 24, nonlinearity="relu", batch_first=True), nn.Linear(24, 5))
+    x, y = torch.randn(8, 20, 3), torch.randint(5, (8,))
+    return model, lambda: F.cross_entropy(model(x), y)
+
+
+NETS = {
+    "perceptron": perceptron,
+    "convolutions": convolutions,
+    "attention": attention,
+    "lstm": recurrent,
+    "irnn": irnn,
+}
+
+
+def held(model: nn.Module, loss: Callable[[], Tensor], sketch: rad.Sketch | Plan) -> int:
+    rad.convert(model, sketch, generator=Seeds(0))
+    total = saved_bytes(loss).total
+    rad.revert(model)
+    return total
+
+
+def noise(model: nn.Module, loss: Callable[[], Tensor], sketch: rad.Sketch | Plan, draws: int = 30) -> float:
+    rad.convert(model, sketch, generator=Seeds(0))
+    found = gradient_noise(lambda: gradients(model, loss), draws).total
+    rad.revert(model)
+    return found.variance
+
+
+def smallest(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    with pytest.raises(ValueError, match="the least that is possible") as caught:
+        rad.allocate(model, loss, 1)
+    return int(str(caught.value).split("take ")[1].split()[0].replace(",", ""))
+
+
+def at_their_best(plan: Plan) -> bool:
+    """Whether all that a larger budget could do is keep further tensors exactly."""
+    return all(item.bits in (None, 16) for item in plan.items)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_bytes_are_kept_to(net):
+    model, loss = NETS[net]()
+    least, most = smallest(model, loss), held(model, loss, rad.Exact())
+    for step in (0, 1, 3, 8, 16):
+        budget = least + (most - least) * step // 20
+        plan = rad.allocate(model, loss, budget)
+        total = held(model, loss, plan)
+        assert total == plan.nbytes
+        assert total <= budget
+        if step and not at_their_best(plan):
+            assert total >= 0.97 * budget, step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
+def test_bytes_are_kept_to_at_twenty_budgets(net):
+    model, loss = NETS[net]()
+    least, most = smallest(model, loss), held(model, loss, rad.Exact())
+    for step in range(20):
+        budget = least + (most - least) * step // 20
+        plan = rad.allocate(model, loss, budget)
+        assert held(model, loss, plan) == plan.nbytes <= budget
+        assert plan.nbytes >= 0.97 * budget or step == 0 or at_their_best(plan)
+
+
+@pytest.mark.parametrize("net", ["attention", "convolutions"])
+def test_less_variance_than_uniform_bits_at_their_bytes(net):
+    model, loss = NETS[net]()
+    uniform = rad.Rounding(bits=3)
+    plan = rad.allocate(model, loss, held(model, loss, uniform), draws=4)
+    exact = gradients(model, loss)
+    norm2 = sum(g.square().sum().item() for g in exact.values())
+    allocated = noise(model, loss, plan) / norm2
+    assert plan.norm2 == pytest.approx(norm2, rel=1e-4)
+    assert plan.variance == pytest.approx(allocated, rel=0.25)
+    assert allocated < 0.75 * noise(model, loss, uniform) / norm2
+
+
+def test_gradients_are_unbiased():
+    model, loss = attention()
+    exact = gradients(model, loss)
+    rad.convert(model, rad.allocate(model, loss, held(model, loss, rad.Rounding(bits=2))), generator=Seeds(0))
+    found = gradient_noise(lambda: gradients(model, loss), 100, exact).total
+    assert found.bias == pytest.approx(found.bias_error, rel=0.2)
+
+
+def test_no_choice_of_bits_is_better():
+    model, loss = perceptron()
+    coarse = rad.allocate(model, loss, smallest(model, loss))
+    budget = coarse.nbytes + 2_000
+    plan = rad.allocate(model, loss, budget)
+    assert [item.place for item in plan.items] == [item.place for item in coarse.items]
+    one = [item.variance * (2 ** (item.bits or 0) - 1) ** 2 for item in plan.items]
+    per_bit = [_per_bit(coarse, item, model, loss) for item in coarse.items]
+    best = min(
+        sum(v / (2**b - 1) ** 2 for v, b in zip(one, bits, strict=True))
+        for bits in itertools.product(range(1, 11), repeat=len(one))
+        if coarse.nbytes + sum((b - 1) * n for b, n in zip(bits, per_bit, strict=True)) <= budget
+    )
+    assert all(item.bits is not None and item.bits <= 10 for item in plan.items)
+    assert plan.variance * plan.norm2 == pytest.approx(best, rel=1e-9)
+
+
+def _per_bit(coarse: Plan, item: Item, model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that another bit takes, found by trying."""
+    items = tuple(Item(i.place, 2 if i is item else 1, i.nbytes, 0.0) for i in coarse.items)
+    finer = Plan(items, coarse.other, coarse.norm2, coarse.model, coarse.structure)
+    return held(model, loss, finer) - held(model, loss, coarse)
+
+
+def test_fewest_bytes_for_a_variance():
+    model, loss = attention()
+    plan = rad.allocate(model, loss, variance=0.01, draws=4)
+    assert 0.009 < plan.variance <= 0.01
+    assert held(model, loss, plan) == plan.nbytes
+    norm2 = sum(g.square().sum().item() for g in gradients(model, loss).values())
+    assert noise(model, loss, plan) / norm2 == pytest.approx(0.01, rel=0.25)
+    # At these bytes there is nothing better, and for more noise fewer bytes do.
+    assert rad.allocate(model, loss, plan.nbytes, draws=4).variance == pytest.approx(plan.variance, rel=0.01)
+    assert rad.allocate(model, loss, variance=0.5, draws=4).nbytes < plan.nbytes
+
+
+def test_a_variance_that_none_reaches_but_exact_gradients():
+    model, loss = perceptron()
+    plan = rad.allocate(model, loss, variance=1e-30)
+    assert plan.variance <= 1e-30
+    assert all(item.bits is None or item.variance == 0 for item in plan.items)
+
+
+def test_more_than_exact_gradients_hold():
+    model, loss = perceptron()
+    exact = held(model, loss, rad.Exact())
+    with pytest.warns(rad.AllExactWarning, match="exact gradients hold no more than") as caught:
+        plan = rad.allocate(model, loss, "1GB")
+    assert len(caught) == 1
+    assert plan.exact
+    assert plan.nbytes == exact
+    assert "exact" in str(plan)
+    assert held(model, loss, plan) == exact
+    before = gradients(model, loss)
+    rad.convert(model, plan)
+    after = gradients(model, loss)
+    assert all(torch.allclose(before[name], after[name], rtol=1e-5, atol=1e-7) for name in before)
+
+
+def test_just_exact():
+    model, loss = perceptron()
+    exact = held(model, loss, rad.Exact())
+    with pytest.warns(rad.AllExactWarning):
+        assert rad.allocate(model, loss, exact).exact
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not rad.allocate(model, loss, exact - 1).exact
+
+
+def test_less_than_the_least():
+    model, loss = perceptron()
+    least = smallest(model, loss)
+    with pytest.raises(ValueError, match=f"nbytes is {least - 1:,}.*{least:,} bytes"):
+        rad.allocate(model, loss, least - 1)
+    plan = rad.allocate(model, loss, least)
+    assert plan.nbytes == least
+    assert {item.bits for item in plan.items} == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ValueError, "either nbytes must be given or variance"),
+        ({"nbytes": 5, "variance": 0.1}, ValueError, "either nbytes must be given or variance"),
+        ({"nbytes": "50XB"}, ValueError, "got '50XB'"),
+        ({"nbytes": [3]}, TypeError, "a number of bytes or a size"),
+        ({"variance": 0}, ValueError, "variance must be a positive number"),
+        ({"variance": -1.0}, ValueError, "variance must be a positive number"),
+        ({"variance": float("nan")}, ValueError, "variance must be a positive number"),
+        ({"variance": "much"}, ValueError, "variance must be a positive number"),
+        ({"variance": True}, ValueError, "variance must be a positive number"),
+        ({"nbytes": 10**4, "batches": 0}, ValueError, "batches must be a whole number of at least 1, got 0"),
+        ({"nbytes": 10**4, "draws": 1.5}, ValueError, "draws must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_bad_input(options, error, message):
+    model, loss = perceptron()
+    with pytest.raises(error, match=message) as caught:
+        rad.allocate(model, loss, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_is_no_model():
+    with pytest.raises(TypeError, match="must be a torch.nn.Module"):
+        rad.allocate(torch.tanh, lambda: torch.zeros(()), 100)
+
+
+def test_a_loss_that_does_not_depend_on_the_model():
+    model, _ = perceptron()
+    with pytest.raises(ValueError, match="requires grad"):
+        rad.allocate(model, lambda: torch.zeros(()), 100)
+
+
+def test_nothing_else_is_changed():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 4, 3))
+    rad.convert(model, rad.Rounding(bits=2), generator=Seeds(5))
+    x = torch.randn(4, 3, 9, 9)
+    model(x).square().mean().backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    buffers = [b.clone() for b in model.buffers()]
+    recipes = [module.recipe for module in model.modules()]
+    random, seeds = torch.get_rng_state(), rad.nn.seeds(model).get_state()
+    rad.allocate(model, lambda: model(x).square().mean(), "6kB")
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(seeds, rad.nn.seeds(model).get_state())
+    assert [module.recipe for module in model.modules()] == recipes
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+    assert all(torch.equal(a, p.grad) for a, p in zip(grads, model.parameters(), strict=True))
+
+
+def test_a_model_that_fails_is_left_as_it_was():
+    model, loss = perceptron()
+
+    def failing() -> Tensor:
+        loss()
+        raise RuntimeError("no more data")
+
+    with pytest.raises(RuntimeError, match="no more data"):
+        rad.allocate(model, failing, 10**4)
+    assert not any(isinstance(module, rad.nn.Converted) for module in model.modules())
+
+
+def test_the_same_plan_again():
+    model, loss = attention()
+    plans = [rad.allocate(model, loss, 10**5, seed=seed) for seed in (0, 0, 1)]
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+def test_smaller_batches_fit_a_plan():
+    model, loss = perceptron()
+    rad.convert(model, rad.allocate(model, loss, 10**4))
+    model(torch.randn(7, 64)).sum().backward()
+
+
+def test_checkpointed_parts():
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.blocks = nn.Linear(32, 32), nn.ModuleList(Attention() for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for block in self.blocks:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            return x
+
+    model, x = Checkpointed(), torch.randn(4, 12, 32)
+
+    def loss() -> Tensor:
+        return model(x).square().mean()
+
+    least = smallest(model, loss)
+    plan = rad.allocate(model, loss, least + 500)
+    assert held(model, loss, plan) == plan.nbytes
+    rad.convert(model, plan)
+    loss().backward()
+
+
+def test_a_loss_outside_of_the_model_and_half_precision():
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8))
+    x, y = torch.randn(32, 64), torch.randint(8, (32,))
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.cross_entropy(model(x), y)
+
+    plan = rad.allocate(model, loss, "6kB")
+    assert held(model, loss, plan) == plan.nbytes <= 6000
+    exact = gradients(model, loss)
+    norm2 = sum(g.square().sum().item() for g in exact.values())
+    assert noise(model, loss, plan) / norm2 == pytest.approx(plan.variance, rel=0.4)
