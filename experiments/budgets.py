@@ -10,9 +10,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rad.budget import bytes_of
-from rad.budget.size import shown
-
 __all__ = ["number", "said", "size"]
 
 _STAND_IN = 0.1  # for the fraction that a size comes to, as long as model and batch are not known
@@ -20,8 +17,12 @@ _STAND_IN = 0.1  # for the fraction that a size comes to, as long as model and b
 
 def size(budget: Any) -> int | None:
     """Bytes of a budget that is a size, ``None`` of one that is not."""
+    if not isinstance(budget, str):
+        return None
+    from rad.budget import bytes_of  # and all of PyTorch, which takes seconds
+
     with suppress(ValueError):
-        return bytes_of(budget) if isinstance(budget, str) else None
+        return bytes_of(budget)
     return None
 
 
@@ -32,7 +33,11 @@ def number(budget: Any) -> Any:
 
 def said(number: float) -> str:
     """A number from the records as people write it."""
-    return f"{number:g}" if number <= 1 else shown(int(number)).replace(" ", "")
+    if number <= 1:
+        return f"{number:g}"
+    from rad.budget.size import shown
+
+    return shown(int(number)).replace(" ", "")
 
 
 # In configs: what a sketch is made with before its method is told the size.
