@@ -51,6 +51,8 @@ class TrainingSettings(Settings):
     clip_norm: Positive | None
     schedule: _Schedule
     evaluate: Evaluate
+    reference: str = "rad.Project"  # the sketch whose bytes small_batch and accumulate may hold
+    segments: Count = 2  # of method=checkpoint
 
 
 class ReactorSettings(Settings):
