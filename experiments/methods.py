@@ -168,6 +168,7 @@ class CompileBudget(Method):
                 f"method.backend must be one of {', '.join(torch.compiler.list_backends())}, got {self.backend!r}"
             )
         plain = model.forward
+        torch.compiler.reset()  # models of earlier runs count as versions of the same function, of which few may be
         compiled = torch.compile(plain, backend=self.backend, fullgraph=True, dynamic=False)
 
         def forward(*args: Tensor) -> Tensor:

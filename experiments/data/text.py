@@ -34,7 +34,9 @@ class _Symbols(nn.Module):
         return windows.long()
 
 
-def sources(length: Annotated[int, Field(ge=2)], test: Count, folder: str | None = None) -> Dataset:
+def sources(
+    length: Annotated[int, Field(ge=2)], train: Count | None, test: Count, folder: str | None = None
+) -> Dataset:
     """Windows of Python source code, of which each character is to be predicted from those before.
 
     Files are read in the order of their names; a checksum of its name says whether one is for training or, one in ten,
@@ -43,7 +45,8 @@ def sources(length: Annotated[int, Field(ge=2)], test: Count, folder: str | None
 
     Args:
         length: Characters to be predicted in each window, at least 2; windows do not overlap.
-        test: So many windows of the test files, evenly spaced.
+        train: So many windows of the training files, evenly spaced; all by default.
+        test: So many of the test files.
         folder: Of ``*.py`` files, at any depth; by default the standard library's, without its tests.
 
     Raises:
@@ -57,19 +60,23 @@ def sources(length: Annotated[int, Field(ge=2)], test: Count, folder: str | None
             content = files[name].read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
         texts[zlib.crc32(name.encode()) % _PARTS == 0] += content
-    train, held = (_windows(texts[of_test], length) for of_test in (False, True))
-    if len(train) == 0 or len(held) < test:
+    windows = _windows(texts[False], length), _windows(texts[True], length)
+    wanted = train or max(1, len(windows[0])), test
+    if any(len(there) < count for there, count in zip(windows, wanted, strict=True)):
         raise UserError(
-            f"{root} holds {len(train):,} training and {len(held):,} test windows of {length} characters in "
-            f"{len(files):,} Python files, but at least 1 and {test:,} are needed; lower data.length or data.test, or "
-            "set data.folder to a folder of Python files"
+            f"{root} holds {len(windows[0]):,} training and {len(windows[1]):,} test windows of {length} characters in "
+            f"{len(files):,} Python files, but {train or 1:,} and {test:,} are needed; lower data.length, data.train or "
+            "data.test, or set data.folder to a folder of Python files"
         )
-    held = held[torch.linspace(0, len(held) - 1, test).round().long()]
+    learned, held = (
+        there[torch.linspace(0, len(there) - 1, count, dtype=torch.float64).round().long()]
+        for there, count in zip(windows, wanted, strict=True)
+    )
     origin = f"Python {platform.python_version()}" if folder is None else root.name
     return Dataset(
         name=f"{origin} sources, {length} characters ({digest.hexdigest()[:8]})",
-        x_train=train[:, :-1].contiguous(),
-        y_train=train[:, 1:].contiguous(),
+        x_train=learned[:, :-1].contiguous(),
+        y_train=learned[:, 1:].contiguous(),
         x_test=held[:, :-1].contiguous(),
         y_test=held[:, 1:].contiguous(),
         inputs=_Symbols(),
