@@ -65,8 +65,8 @@ def sources(
     if any(len(there) < count for there, count in zip(windows, wanted, strict=True)):
         raise UserError(
             f"{root} holds {len(windows[0]):,} training and {len(windows[1]):,} test windows of {length} characters in "
-            f"{len(files):,} Python files, but {train or 1:,} and {test:,} are needed; lower data.length, data.train or "
-            "data.test, or set data.folder to a folder of Python files"
+            f"{len(files):,} Python files, but {train or 1:,} and {test:,} are needed; lower data.length, data.train "
+            "or data.test, or set data.folder to a folder of Python files"
         )
     learned, held = (
         there[torch.linspace(0, len(there) - 1, count, dtype=torch.float64).round().long()]
