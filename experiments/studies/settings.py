@@ -71,6 +71,8 @@ class _Net(Strict):
     batch_size: Count
     draws: _Draws
     lr: Positive
+    examples: Count
+    step: Positive
 
 
 def _compares(budgets: list[Any]) -> list[Any]:
@@ -91,6 +93,7 @@ class NoiseSettings(Settings):
     nets: Annotated[dict[str, _Net], Field(min_length=1)]
     estimators: Annotated[dict[str, _Method], AfterValidator(_measures_batches)]
     budgets: Annotated[list[Budget], AfterValidator(_compares)]
+    steps: Annotated[list[Natural], Field(min_length=1)]
 
 
 class _DeepNet(Strict):
