@@ -181,7 +181,8 @@ def ratios(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
         measure: One of ``MEASURES``.
 
     Returns:
-        Columns net, steps, estimator, value and half, half of a 95 % interval (to first order).
+        Columns net, steps, estimator, value and half, half of a 95 % interval (to first order); both are NaN where the
+        sketch was not seen to add any.
     """
     rows = []
     for (net, steps), part in frame.groupby(["net", "steps"], sort=False):
@@ -191,7 +192,7 @@ def ratios(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
         error = math.hypot(small[f"{measure}_error"], full[f"{measure}_error"])
         for name in at.index.drop(["small_batch", "full_batch"]):
             below = at.loc[name, measure]
-            value = above / below
+            value = above / below if below > 0 else math.nan
             half = 1.96 * abs(value) * math.hypot(error / above, at.loc[name, f"{measure}_error"] / below)
             rows.append({"net": net, "steps": steps, "estimator": name, "value": value, "half": half})
     return pd.DataFrame(rows)
