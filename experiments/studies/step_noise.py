@@ -210,7 +210,7 @@ def step_report(frame: pd.DataFrame) -> list[str]:
     for measure, label in MEASURES.items():
         for (net, steps), part in ratios(frame, measure).groupby(["net", "steps"], sort=False):
             cells = {"": label, "net": net, "after": f"{steps:,} steps"}
-            cells |= {_name(row.estimator): f"{row.value:.3g} ± {row.half:.1g}" for row in part.itertuples()}
+            cells |= {_name(row.estimator): _around(row.value, row.half) for row in part.itertuples()}
             quotients.append(cells)
     setting = "; ".join(
         f"{net}: batch {row.full_batch}, smaller {small}, {row.examples:,} examples, η {row.rate:g}, {row.draws} draws "
@@ -262,6 +262,10 @@ def step_figure(frame: pd.DataFrame) -> Figure:
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
+
+
+def _around(value: float, half: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g} ± {half:.1g}"
 
 
 def _name(estimator: str) -> str:

@@ -59,7 +59,7 @@ PIXELS = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
 }
 
-# At the paper's own size; adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and graph_depth are ours.
+# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and graph_depth are ours.
 TRAINED = {"batch_size": 150, "bootstrap": True, "budget": 0.1, "evaluate.train_examples": None}
 SOURCES = {
     **{"batch_size": 32, "bootstrap": False, "reference": "rad.Rounding", "iterations": 20_000, "optimizer": "Adam"},
@@ -71,6 +71,11 @@ PAPER = {
         **TRAINED,
         **{"iterations": 20_000, "schedule.step_size": 2000, "schedule.gamma": 0.6, "clip_norm": None},
         **{"data.name": "mnist", "model": "MLP", "optimizer": "Adam"},
+    },
+    "fashion_mlp": {
+        **TRAINED,
+        **{"iterations": 20_000, "schedule.step_size": 2000, "schedule.gamma": 0.6, "clip_norm": None},
+        **{"data.name": "fashion_mnist", "model": "MLP", "optimizer": "Adam", "optimizer.lr": 5.27e-4},
     },
     "cifar_cnn": {
         **TRAINED,
@@ -211,7 +216,7 @@ def test_each_method_trains_with_its_own_tuned_values(experiment, method):
 
 @pytest.mark.parametrize("experiment", PAPER)
 def test_smaller_scales_are_smaller(experiment):
-    scales = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml").scales
+    scales = composed(f"experiment={experiment}").scales
     assert [name for name in scales if name != "desk"] == ["paper", "laptop", "smoke"]
     iterations = [scales[name].iterations for name in ("paper", "desk", "laptop", "smoke") if name in scales]
     assert iterations[0] > iterations[-2] > iterations[-1] >= 1

@@ -213,7 +213,7 @@ def test_plans_are_refused_with_a_reason(tmp_path, digits):
 
 def test_the_projects_own_plan(tmp_path, digits):
     file = ROOT / "experiments" / "reproduction" / "plan.yaml"
-    plans = {scale: make_plan(file, scale, tmp_path) for scale in ("smoke", "laptop", "desk", "paper")}
+    plans = {scale: make_plan(file, scale, tmp_path) for scale in ("smoke", "laptop", "paper")}
     for plan in plans.values():
         paths = [job.path for job in plan.jobs()]
         assert len(set(paths)) == len(paths)
@@ -223,7 +223,7 @@ def test_the_projects_own_plan(tmp_path, digits):
     assert hours["laptop"] < 3
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "desk", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", pytest.param("desk", marks=pytest.mark.slow), "paper"])
 def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(planning, "_missing", lambda name: "not there")
     made = make_plan(ROOT / "experiments" / "reproduction" / "plan.yaml", scale, tmp_path)
