@@ -20,9 +20,16 @@ TRAINING = [
 
 
 RECURRENT = [name for name in TRAINING if name.endswith(("irnn", "lstm"))]
+THOROUGH = (None, "mnist_mlp", "cifar_cnn", "smnist_irnn", "adding_irnn")
+
+
+def quick(name: str | None, method: str) -> bool:
+    """Compilation takes seconds; of the later experiments two methods stand for all."""
+    return method in ("exact", "rad_round") or (name in THOROUGH and method != "compile_budget")
+
+
 PAIRS = [
-    # Compilation takes seconds; the default net stands for all.
-    pytest.param(name, method, marks=[pytest.mark.slow] if method == "compile_budget" and name else [])
+    pytest.param(name, method, marks=[] if quick(name, method) else [pytest.mark.slow])
     for name in (None, *TRAINING)
     for method in GROUPS["method"]
     if not (method == "compile_budget" and name in RECURRENT)

@@ -59,7 +59,8 @@ PIXELS = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
 }
 
-# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and graph_depth are ours.
+# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and
+# graph_depth are ours.
 TRAINED = {"batch_size": 150, "bootstrap": True, "budget": 0.1, "evaluate.train_examples": None}
 SOURCES = {
     **{"batch_size": 32, "bootstrap": False, "reference": "rad.Rounding", "iterations": 20_000, "optimizer": "Adam"},

@@ -94,7 +94,7 @@ def test_noise_is_that_of_the_closed_form(measured, steps, name):
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_errors_are_those_of_normal_noise(measured, steps):
-    """Its quadratic form has the variance 2 tr (HΣ)²; the loss's has no other part, for its first order is taken off."""
+    """Its quadratic form has the variance 2 tr (HΣ)²; the loss has no other part, for its first order is taken off."""
     sigma, hessian = closed_forms(steps)[0]["noisy"]
     spread = math.sqrt(2 * (hessian @ sigma @ hessian @ sigma).trace().item() / DRAWS)
     found = measured[steps, "noisy"]
