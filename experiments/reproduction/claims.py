@@ -15,7 +15,7 @@ from experiments.show.verdicts import UNKNOWN, Interval, verdict
 from experiments.studies.gradient_noise import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.graph_depth import exponents
 from experiments.studies.reactor.results import SHARE, loss_ratio, one_percent
-from experiments.studies.step_noise import ratios
+from experiments.studies.step_noise import around, ratios
 
 __all__ = ["Evidence", "Finding", "findings"]
 
@@ -261,7 +261,7 @@ def _why(evidence: Evidence) -> Finding:
     said = [
         f"{net} after {after:,} steps "
         + ", ".join(
-            f"{look(r.estimator).label.removeprefix('RAD, ')} {r.value:.2g} ± {r.half:.1g}" for r in part.itertuples()
+            f"{look(r.estimator).label.removeprefix('RAD, ')} {around(r.value, r.half)}" for r in part.itertuples()
         )
         for (net, after), part in found.groupby(["net", "steps"], sort=False)
     ]

@@ -83,9 +83,9 @@ class GradientNoiseStudy(Study):
         return f"gradient noise of {meta['model']} on {meta['data']}: {meta['iterations']} cases"
 
     def summarize(self, run: RunDir, into: Path) -> str:
-        records, meta = pd.DataFrame(run.records()), run.meta()
-        counted = records[records["steps"].notna()].dropna(axis=1, how="all").astype({"steps": int})
-        frame = _added(records[records["steps"].isna()])
+        records, meta = run.records(), run.meta()
+        counted = pd.DataFrame([record for record in records if "steps" in record])
+        frame = _added(pd.DataFrame([record for record in records if "steps" not in record]))
         figures = [save(noise_figure(frame), into / "noise")[1], save(step_figure(counted), into / "steps")[1]]
         text = _report(frame, meta) + "\n" + "\n".join(step_report(counted)) + "\n"
         (into / "table.md").write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ from experiments.show.tables import markdown
 from rad.measure import gradient_noise, gradients, hessian_product
 from rad.nn import Seeds
 
-__all__ = ["MEASURES", "ratios", "step_cases", "step_figure", "step_report"]
+__all__ = ["MEASURES", "around", "ratios", "step_cases", "step_figure", "step_report"]
 
 MEASURES = {"variance": "tr Σ", "curved": "tr HΣ", "lost": "loss added by a step"}
 _CHUNK = 100  # examples at a time: a second derivative holds several times what a gradient does
@@ -210,7 +210,7 @@ def step_report(frame: pd.DataFrame) -> list[str]:
     for measure, label in MEASURES.items():
         for (net, steps), part in ratios(frame, measure).groupby(["net", "steps"], sort=False):
             cells = {"": label, "net": net, "after": f"{steps:,} steps"}
-            cells |= {_name(row.estimator): _around(row.value, row.half) for row in part.itertuples()}
+            cells |= {_name(row.estimator): around(row.value, row.half) for row in part.itertuples()}
             quotients.append(cells)
     setting = "; ".join(
         f"{net}: batch {row.full_batch}, smaller {small}, {row.examples:,} examples, η {row.rate:g}, {row.draws} draws "
@@ -264,8 +264,11 @@ def step_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _around(value: float, half: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3g} ± {half:.1g}"
+def around(value: float, half: float) -> str:
+    """A number with half of its interval, as tables show it."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3g} ± {half:.1g}" if abs(value) < 100 else f"{value:,.0f} ± {half:,.0f}"
 
 
 def _name(estimator: str) -> str:

@@ -307,7 +307,7 @@ def test_why_says_each_net_and_time_with_its_interval():
     assert found.n == "mlp 30, cnn 8; of smaller batches mlp 120, cnn 32"
     assert found.measured.count("after") == 4
     # 1.96 of √((0.02 √(9² + 1)) / 8)² + 0.02²) of 8 times what same sample adds
-    assert "mlp after 200 steps same sample 8 ± 0.5, different sample 8.9 ± 0.5, projection 10 ± 0.6" in found.measured
+    assert "mlp after 200 steps same sample 8 ± 0.5, different sample 8.89 ± 0.5, projection 10 ± 0.6" in found.measured
 
 
 def rates(adam: tuple, sgd: tuple) -> pd.DataFrame:

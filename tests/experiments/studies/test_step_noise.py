@@ -134,6 +134,8 @@ def test_tables_and_figure_show_values_and_ratios():
     assert "mlp: batch 20, smaller 3, 1,000 examples, η 0.05, 120 draws of batches and 30 of sketches" in tables[0]
     assert "| mlp | 200 steps | tr HΣ | 2 ± 0.6 | 10 ± 0.8 | 1 ± 0.2 | -0.1 ± 0.2 |" in tables[0]
     assert "| tr HΣ | mlp | 200 steps | 8 ± 2 | – |" in tables[1]
+    many = frame().assign(curved=lambda f: f["curved"].where(f["estimator"] != "rad_diff", 0.01))
+    assert "| tr HΣ | mlp | 200 steps | 800 ± 15,680 | – |" in "\n".join(step_report(many))
     figure = step_figure(frame())
     panels = {axes.get_title(): axes for axes in figure.axes}
     assert set(panels) == {f"{net}: {label}" for net in ("mlp", "cnn") for label in MEASURES.values()}
