@@ -31,6 +31,8 @@ class Look:
 METHODS = {
     "exact": Look("exact", "#000000", width=3.0),
     "checkpoint": Look("checkpointing", "#999999", _DASHED),
+    "compile_budget": Look("compiler's budget", "#8C510A", _DOTTED),
+    "accumulate": Look("gradient accumulation", "#F0E442", _DASHED),
     "small_batch": Look("smaller batch", "#E69F00"),
     "rad_same": Look("RAD, same sample", "#56B4E9"),
     "rad_even": Look("RAD, evenly spaced sample", "#332288", _DASHED),

@@ -7,19 +7,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
 
 import rad
 from experiments.errors import UserError
 from experiments.schema import Count
 from rad.nn import Seeds
 
-__all__ = ["Auto", "Batch", "Checkpoint", "Exact", "Method", "Rad", "SmallBatch", "measured"]
+__all__ = ["Auto", "Batch", "Exact", "Loss", "Method", "Rad", "measured"]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +55,10 @@ class Method(ABC):
 
     def batch_size(self, model: nn.Module, batch: Batch, loss: Loss) -> int:
         """How many examples of a full batch to train on, given a plain model and one such batch."""
+        return len(batch[0])
+
+    def at_once(self, model: nn.Module, batch: Batch, loss: Loss) -> int:
+        """How many of the examples trained on pass forward and backward at a time; gradients of parts add up."""
         return len(batch[0])
 
     def allocator(self, model: nn.Module, seeds: Seeds) -> rad.Allocator | None:
@@ -135,57 +137,6 @@ class Auto(Method):
 
     def allocator(self, model: nn.Module, seeds: Seeds) -> rad.Allocator:
         return rad.Allocator(model, self.nbytes, every=self.every, generator=seeds)
-
-
-@dataclass(frozen=True)
-class SmallBatch(Method):
-    """Exact gradients of the largest batch that holds no more bytes than ``reference`` does on the full one.
-
-    Attributes:
-        reference: A sketch.
-        nbytes: In its place, the bytes themselves.
-    """
-
-    reference: rad.Sketch
-    nbytes: int | None = None
-
-    def settled(self, nbytes: int | None, model: nn.Module, batch: Batch, loss: Loss) -> Method:
-        return replace(self, nbytes=nbytes)
-
-    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
-        return rad.convert(model, rad.Exact())
-
-    def batch_size(self, model: nn.Module, batch: Batch, loss: Loss) -> int:
-        allowed = self.nbytes or measured(Rad("reference", self.reference), model, batch, loss)
-        fits, too_many = 0, len(batch[0]) + 1
-        while too_many - fits > 1:  # more examples never hold fewer bytes
-            middle = (fits + too_many) // 2
-            if measured(self, model, (batch[0][:middle].clone(), batch[1][:middle].clone()), loss) <= allowed:
-                fits = middle
-            else:
-                too_many = middle
-        if fits == 0:
-            whose = "of the budget" if self.nbytes else f"of {self.reference} on the full batch"
-            raise UserError(
-                f"a single example holds more than the {allowed:,} bytes {whose}; raise budget or batch_size"
-            )
-        return fits
-
-
-@dataclass(frozen=True)
-class Checkpoint(Method):
-    """``torch.utils.checkpoint`` over segments of a sequential model, in place of keeping their inner values."""
-
-    segments: Count
-
-    def prepare(self, model: nn.Module, seeds: Seeds) -> nn.Module:
-        if not isinstance(model, nn.Sequential):
-            raise UserError(f"method=checkpoint needs an nn.Sequential model, got {type(model).__name__}")
-        if not 1 <= self.segments <= len(model):
-            raise UserError(f"method.segments must lie in [1, {len(model)}], the model's layers, got {self.segments}")
-        layers = nn.Sequential(*model)
-        model.forward = partial(checkpoint_sequential, layers, self.segments, use_reentrant=False)
-        return model
 
 
 def measured(method: Method, model: nn.Module, batch: Batch, loss: Loss) -> int:

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, runs what is missing and writes the report."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="laptop", help="smoke, laptop or paper (default %(default)s)")
+    parser.add_argument("--scale", default="laptop", help="smoke, laptop, desk or paper (default %(default)s)")
     parser.add_argument("--plan", type=Path, default=PLAN, help="what to run (default: the project's)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the report (default: results, or results/SCALE)")

@@ -3,5 +3,6 @@
 from experiments.data.dataset import Augmentation, Dataset
 from experiments.data.images import mnist5k, stored
 from experiments.data.sequences import adding, pixel_by_pixel
+from experiments.data.text import sources
 
-__all__ = ["Augmentation", "Dataset", "adding", "mnist5k", "pixel_by_pixel", "stored"]
+__all__ = ["Augmentation", "Dataset", "adding", "mnist5k", "pixel_by_pixel", "sources", "stored"]

@@ -29,7 +29,7 @@ class Dataset:
     Attributes:
         name: What every record, figure and table calls the set.
         x_train: Training examples as stored, ``[N, ...]``; images are uint8 ``[N, C, H, W]``.
-        y_train: Their targets ``[N]``.
+        y_train: Their targets ``[N]``, or ``[N, T]`` of sequences with a target for each step.
         x_test: Test examples ``[M, ...]``.
         y_test: Their targets ``[M]``.
         inputs: From stored examples to the inputs of a model.

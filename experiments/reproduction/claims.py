@@ -15,14 +15,17 @@ from experiments.show.verdicts import UNKNOWN, Interval, verdict
 from experiments.studies.gradient_noise import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.graph_depth import exponents
 from experiments.studies.reactor.results import SHARE, loss_ratio, one_percent
+from experiments.studies.step_noise import around, ratios
 
 __all__ = ["Evidence", "Finding", "findings"]
 
 SIMILAR = 1.25  # a number of iterations within this factor of another is similar
 _TABLE1 = 0.03
 _EXPONENT = 0.1  # relative, of one that is predicted
+_UNTUNED = "fashion_mlp"  # on whose data nothing was tuned
 _STAYS = 0.02  # an exponent as small as this is none
 _BETTER = 50
+_FLATTER, _WHEN = 5, (200, 1000)  # times as much of the noise that counts, after so many steps of training
 
 
 @dataclass
@@ -30,21 +33,25 @@ class Evidence:
     """What there is to judge by; ``None`` and missing keys are what there is not.
 
     Attributes:
-        targets: Training loss to count iterations to, by experiment.
+        targets: Training losses to count iterations to, by experiment.
         training: Runs at one budget, by experiment.
         reactor: As from ``reactor_table``.
         graphs: Records of ``experiment=graph_depth`` on graphs.
         nets: Its records on nets.
         noise: ``noise.csv`` of ``experiment=gradient_noise``.
+        steps: Its ``steps.csv``.
+        rates: Final training losses of methods that share a learning rate, as from ``final_losses``.
         table1: ``table1.csv``.
     """
 
-    targets: dict[str, float]
+    targets: dict[str, tuple[float, ...]]
     training: dict[str, Runs] = field(default_factory=dict)
     reactor: pd.DataFrame | None = None
     graphs: pd.DataFrame | None = None
     nets: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
+    steps: pd.DataFrame | None = None
+    rates: pd.DataFrame | None = None
     table1: pd.DataFrame | None = None
 
 
@@ -75,6 +82,7 @@ def findings(evidence: Evidence) -> list[Finding]:
         _depth(evidence),
         _faster(evidence, "mnist_mlp", "MLP"),
         _faster(evidence, "cifar_cnn", "CNN"),
+        *([_faster(evidence, _UNTUNED, "MLP on Fashion-MNIST")] if _UNTUNED in evidence.targets else []),
         _different(evidence, "mnist_mlp", "MLP", needed=True),
         _different(evidence, "cifar_cnn", "CNN", needed=False),
         _exact_fastest(evidence, "mnist_mlp", "MLP"),
@@ -83,6 +91,8 @@ def findings(evidence: Evidence) -> list[Finding]:
         _table_one(evidence),
         *_reactor(evidence),
         _batch(evidence),
+        _why(evidence),
+        _rates(evidence),
         _rounding(evidence),
     ]
 
@@ -91,15 +101,19 @@ def _absent(claim: str, statement: str, experiment: str) -> Finding:
     return Finding(claim, statement, "–", "0", UNKNOWN, experiment)
 
 
-def _ratios(evidence: Evidence, experiment: str, baseline: str, methods: Iterable[str]) -> dict[str, Ratio]:
-    """Iterations to the target relative to a baseline, of those methods that there are."""
-    if experiment not in evidence.training:
-        return {}
-    table = reached(evidence.training[experiment], evidence.targets[experiment])
-    if baseline not in set(table["method"]):
-        return {}
-    present = [m for m in methods if m in set(table["method"])]
-    return {m: ratio_of_means(table, m, baseline) for m in present}
+def _ratios(table: pd.DataFrame, baseline: str, methods: Iterable[str], measure: str) -> dict[str, Ratio]:
+    """Relative to a baseline, of those methods that there are."""
+    there = set(table["method"])
+    return {m: ratio_of_means(table, m, baseline, measure) for m in methods if m in there and baseline in there}
+
+
+def _said(ratios: dict[str, Ratio]) -> str:
+    return "; ".join(f"{look(m).label.removeprefix('RAD, ')} {r}" for m, r in ratios.items())
+
+
+def _seeds(ratios: Iterable[Ratio]) -> str:
+    counts = [r.n for r in ratios]
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _training(
@@ -111,16 +125,17 @@ def _training(
     methods: Iterable[str],
     part: Callable[[Interval], bool | None],
 ) -> Finding:
-    """A claim about the iterations of some methods relative to those of another."""
-    ratios = _ratios(evidence, experiment, baseline, methods)
-    counts = [r.n for r in ratios.values()]
-    if not any(counts):
+    """A claim about the iterations of some methods relative to those of another, to each of the targets."""
+    by_target = {
+        target: _ratios(reached(evidence.training[experiment], target), baseline, methods, "iterations")
+        for target in (evidence.targets[experiment] if experiment in evidence.training else ())
+    }
+    found = [r for ratios in by_target.values() for r in ratios.values()]
+    if not any(r.n for r in found):
         return _absent(claim, statement, experiment)
-    said = "; ".join(f"{look(m).label.removeprefix('RAD, ')} {r}" for m, r in ratios.items())
     against = look(baseline).label.removeprefix("RAD, ")
-    said = f"iterations to {evidence.targets[experiment]:g} ÷ {against}: {said}"
-    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return Finding(claim, statement, said, n, verdict(part(r.interval()) for r in ratios.values()), experiment)
+    said = "; ".join(f"iterations to {target:g} ÷ {against}: {_said(ratios)}" for target, ratios in by_target.items())
+    return Finding(claim, statement, said, _seeds(found), verdict(part(r.interval()) for r in found), experiment)
 
 
 def _faster(evidence: Evidence, experiment: str, net: str) -> Finding:
@@ -229,3 +244,48 @@ def _rounding(evidence: Evidence) -> Finding:
         parts.append(Interval.around(value, half).within(low=_BETTER))
     measured = "paper's best ÷ best: " + "; ".join(said)
     return Finding(claim, statement, measured, draw_counts(evidence.noise), verdict(parts), experiment)
+
+
+def _why(evidence: Evidence) -> Finding:
+    claim, experiment = "Why (ours)", "gradient_noise"
+    statement = (
+        "a smaller batch's noise lies where the loss is curved, a sketch's where it is flat: at the same memory the "
+        f"batch adds {_FLATTER} times as much tr HΣ or more"
+    )
+    steps = pd.DataFrame(columns=["steps"]) if evidence.steps is None else evidence.steps
+    steps = steps[steps["steps"].isin(_WHEN)]
+    if steps.empty:
+        return _absent(claim, statement, experiment)
+    found = ratios(steps, "curved")
+    found = found[found["estimator"].isin(PAPER)]
+    said = [
+        f"{net} after {after:,} steps "
+        + ", ".join(
+            f"{look(r.estimator).label.removeprefix('RAD, ')} {around(r.value, r.half)}" for r in part.itertuples()
+        )
+        for (net, after), part in found.groupby(["net", "steps"], sort=False)
+    ]
+    parts = [Interval.around(row.value, row.half).within(low=_FLATTER) for row in found.itertuples()]
+    draws = draw_counts(steps[steps["estimator"] != "full_batch"])
+    return Finding(claim, statement, f"smaller batch ÷ sketch: {'; '.join(said)}", draws, verdict(parts), experiment)
+
+
+def _rates(evidence: Evidence) -> Finding:
+    claim, experiment = "Why, the control (ours)", "mnist_mlp"
+    statement = (
+        "it is neither Adam nor the learning rate: with both shared RAD's training loss ends below the smaller batch's"
+    )
+    if evidence.rates is None:
+        return _absent(claim, statement, experiment)
+    by_rate = {
+        f"{name} {rate:g}": _ratios(part, "small_batch", PAPER, "train_loss")
+        for (name, rate), part in evidence.rates.groupby(["optimizer", "rate"], sort=False)
+    }
+    found = [r for each in by_rate.values() for r in each.values()]
+    if not found:
+        return _absent(claim, statement, experiment)
+    said = "; ".join(f"{name}: {_said(each)}" for name, each in by_rate.items())
+    parts = [r.interval().below(1) for r in found]
+    return Finding(
+        claim, statement, f"final training loss ÷ smaller batch: {said}", _seeds(found), verdict(parts), experiment
+    )

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.labels import look
-from experiments.runs.records import Runs
+from experiments.runs.records import Runs, mean_interval
+from experiments.show.figures import plain_ticks, style
 from experiments.show.verdicts import Interval
 
-__all__ = ["MEASURES", "Ratio", "ratio_of_means", "reached", "speed_table"]
+__all__ = [
+    "MEASURES",
+    "Ratio",
+    "final_losses",
+    "rates_table",
+    "ratio_of_means",
+    "reached",
+    "speed_figure",
+    "speed_table",
+]
 
 MEASURES = {"iterations": "iterations", "train_seconds": "seconds of training", "epochs": "epochs"}
 _RESAMPLES = 9999
@@ -75,6 +87,25 @@ def reached(runs: Runs, target: float) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def final_losses(runs: Runs, settings: dict[str, tuple[str, float]]) -> pd.DataFrame:
+    """One row for each run: its last training loss, infinite if it diverged.
+
+    Args:
+        runs: Of one experiment.
+        settings: Optimizer and learning rate of each, by its directory.
+
+    Returns:
+        Columns optimizer, rate, method, seed, iterations, train_loss and met, which is true, as `ratio_of_means` asks.
+    """
+    last = runs.curves.dropna(subset=["train_loss"]).sort_values("iteration").groupby("run", sort=False).last()
+    rows = [
+        dict(zip(("optimizer", "rate"), settings[str(run)], strict=True))
+        | {key: row[key] for key in ("method", "seed", "iteration", "train_loss")}
+        for run, row in last.iterrows()
+    ]
+    return pd.DataFrame(rows).assign(met=True).rename(columns={"iteration": "iterations"})
 
 
 def ratio_of_means(table: pd.DataFrame, method: str, baseline: str, measure: str = "iterations") -> Ratio:
@@ -144,4 +175,54 @@ def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[d
                     ratio = "1" if method == baseline else str(ratio_of_means(table, method, baseline, measure))
                     row[f"{label} ÷ {look(baseline).label}"] = ratio
         rows.append(row)
+    return rows
+
+
+def speed_figure(runs: Runs, targets: Sequence[float], baseline: str) -> Figure:
+    """Iterations to a training loss relative to a baseline, over that loss, a line a method; bounds are left out.
+
+    Args:
+        runs: Of one experiment at one budget.
+        targets: Training losses.
+        baseline: A method.
+    """
+    tables = {target: reached(runs, target) for target in sorted(targets, reverse=True)}
+    with style():
+        figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for method in dict.fromkeys(runs.runs["method"]):
+            found = {target: ratio_of_means(table, method, baseline) for target, table in tables.items()}
+            found = {target: r for target, r in found.items() if not r.bound}
+            if method != baseline and found:
+                its, values = look(method), list(found.values())
+                bars = [[r.value - r.low for r in values], [r.high - r.value for r in values]]
+                shown = {"color": its.colour, "linestyle": its.dash, "label": its.label, "marker": "o", "capsize": 2}
+                axes.errorbar(list(found), [r.value for r in values], np.nan_to_num(bars), **shown)
+        axes.axhline(1, color="#999999", lw=0.8, ls="--")
+        axes.set(xscale="log", yscale="log", xlabel="training loss", ylabel=f"iterations ÷ {look(baseline).label}")
+        axes.invert_xaxis()
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
+        axes.legend()
+    return figure
+
+
+def rates_table(rates: pd.DataFrame) -> list[dict[str, str]]:
+    """One row for each optimizer, learning rate and method: its final training loss, and relative to a smaller batch's.
+
+    Args:
+        rates: As from `final_losses`.
+    """
+    rows = []
+    for (optimizer, rate), part in rates.groupby(["optimizer", "rate"], sort=False):
+        for method, losses in part.groupby("method", sort=False):
+            n, mean, half = mean_interval(losses["train_loss"])
+            against = ratio_of_means(part, str(method), "small_batch", "train_loss")
+            rows.append(
+                {
+                    **{"optimizer": str(optimizer), "learning rate": f"{rate:g}", "method": look(str(method)).label},
+                    **{"n": f"{n}", "final training loss": f"{mean:.3g} ± {half:.2g}"},
+                    "÷ smaller batch": "1" if method == "small_batch" else str(against),
+                }
+            )
     return rows

@@ -12,7 +12,7 @@ import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.errors import UserError
 from experiments.runs.configs import composed
@@ -21,9 +21,10 @@ from experiments.runs.naming import label, run_directory
 from experiments.runs.parts import make
 from experiments.runs.study import build
 
-__all__ = ["ROOT", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
+__all__ = ["PARTS", "ROOT", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 
 ROOT = Path(__file__).parent.parent.parent
+PARTS = ("main", "fractions", "rates")
 _STEPS = 60
 
 
@@ -59,14 +60,15 @@ class Sweep:
         experiment: Its name.
         title: What varies in it, in short.
         command: As a user would type it.
-        fractions: Whether it belongs to the study of fractions.
+        part: One of ``PARTS`` of the experiment: ``main`` compares methods, ``fractions`` what they keep, ``rates``
+            methods that share a learning rate.
         runs: One for each combination.
     """
 
     experiment: str
     title: str
     command: str
-    fractions: bool
+    part: str
     runs: tuple[Planned, ...]
 
 
@@ -75,10 +77,10 @@ class Plan:
     """All that a report is made of.
 
     Attributes:
-        scale: ``smoke``, ``laptop`` or ``paper``.
+        scale: ``smoke``, ``laptop``, ``desk`` or ``paper``.
         sweeps: In the order in which they are run.
         scripts: Commands that are not runs: that of Table 1, or none.
-        targets: Training loss to count iterations to, by experiment.
+        targets: Training losses to count iterations to, by experiment.
         step_ms: Of the machine where ``seconds`` were measured.
         notes: What cannot be run as planned, a sentence each.
     """
@@ -86,7 +88,7 @@ class Plan:
     scale: str
     sweeps: tuple[Sweep, ...]
     scripts: tuple[Planned, ...]
-    targets: dict[str, float]
+    targets: dict[str, tuple[float, ...]]
     step_ms: float
     notes: list[str] = field(default_factory=list)
 
@@ -127,7 +129,7 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
             instead = " ".join(needs[name] for name in absent)
             notes.append(f"`{experiment}` is run with `{instead}`, {want}.")
             sweep = f"{sweep} {instead}"
-        sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("fractions", False)))
+        sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("part", "main")))
     notes = [*dict.fromkeys(notes), *(f"{name}: {reason}" for name, reason in missing.items() if reason)]
     table = runs / "table1" / "table1.csv"
     written = table.with_suffix(".md")
@@ -136,7 +138,7 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     script = ("scripts/table1.py", "--out", str(written))
     timed = settings[scale].get("table1")
     scripts = (Planned("table1", script, table, timed.seconds),) if timed else ()
-    targets = {str(k): float(v) for k, v in settings[scale].targets.items()}
+    targets = {str(k): tuple(v) if isinstance(v, ListConfig) else (v,) for k, v in settings[scale].targets.items()}
     return Plan(scale, tuple(sweeps), scripts, targets, settings.step_ms, notes)
 
 
@@ -155,18 +157,20 @@ def measured_step() -> float:
     return 1000 * statistics.median(taken)
 
 
-def make_sweep(sweep: str, runs: Path, seconds: float = 0, fractions: bool = False) -> Sweep:
+def make_sweep(sweep: str, runs: Path, seconds: float = 0, part: str = "main") -> Sweep:
     """The runs of a command.
 
     Args:
         sweep: Overrides of ``run.py``, with lists as in a sweep.
         runs: Where run directories are or will be.
         seconds: That one run takes.
-        fractions: Whether it belongs to the study of fractions.
+        part: One of ``PARTS``.
 
     Raises:
-        UserError: If it is empty or cannot be composed.
+        UserError: If it is empty or cannot be composed, or there is no such part.
     """
+    if part not in PARTS:
+        raise UserError(f"the part of a sweep must be one of {', '.join(PARTS)}, got {part!r}: `{sweep}`")
     try:
         parsed = OverridesParser.create().parse_overrides(shlex.split(sweep))
         combinations = [c for part in BasicSweeper.split_arguments(parsed, None) for c in part]
@@ -189,7 +193,7 @@ def make_sweep(sweep: str, runs: Path, seconds: float = 0, fractions: bool = Fal
     experiment = found[0].path.parent.name
     title = ": ".join([experiment, *filter(None, [", ".join(varied.get("method", {}))])])
     title += "".join(f"; {key} {', '.join(varied[key])}" for key in ("budget", "seed") if len(varied[key]) > 1)
-    return Sweep(experiment, title, f"python run.py -m {sweep}", fractions, tuple(found))
+    return Sweep(experiment, title, f"python run.py -m {sweep}", part, tuple(found))
 
 
 def _experiment(sweep: str) -> str:

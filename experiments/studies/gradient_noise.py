@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from experiments.data import Dataset
 from experiments.labels import look
-from experiments.methods import Batch, Exact, Method, SmallBatch, measured
+from experiments.methods import Batch, Exact, Method, measured
+from experiments.rivals import SmallBatch
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
 from experiments.runs.study import Record, Study, device, generator
@@ -26,6 +27,7 @@ from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
 from experiments.studies.noise_figure import noise_figure
 from experiments.studies.settings import COMPARED, NoiseSettings
+from experiments.studies.step_noise import step_cases, step_figure, step_report
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
 
@@ -56,6 +58,7 @@ class GradientNoiseStudy(Study):
     def build(self, config: DictConfig) -> tuple[Cases, Record]:
         where = device(config.device)
         data = {net: make(settings.data).to(where) for net, settings in config.nets.items()}
+        trained = partial(_trained, config, data)
         setting = lru_cache(maxsize=1)(partial(_setting, config, data))
         cases: list[Callable[[], Record]] = []
         for net in config.nets:
@@ -66,6 +69,8 @@ class GradientNoiseStudy(Study):
                         if budget < 1 or name == "small_batch":
                             method = _with_budget(estimator, budget)
                             cases.append(partial(_case, config, setting, net, phase, method, budget))
+        compared = {name: _with_budget(estimator, COMPARED) for name, estimator in config.estimators.items()}
+        cases += step_cases(config, data, trained, compared, Exact("exact"))
         meta = {
             "method": "all",
             "command": command(),
@@ -79,12 +84,15 @@ class GradientNoiseStudy(Study):
         return f"gradient noise of {meta['model']} on {meta['data']}: {meta['iterations']} cases"
 
     def summarize(self, run: RunDir, into: Path) -> str:
-        frame, meta = _added(pd.DataFrame(run.records())), run.meta()
-        figure = save(noise_figure(frame), into / "noise")[1]
-        text = _report(frame, meta)
+        records, meta = run.records(), run.meta()
+        counted = pd.DataFrame([record for record in records if "steps" in record])
+        frame = _added(pd.DataFrame([record for record in records if "steps" not in record]))
+        figures = [save(noise_figure(frame), into / "noise")[1], save(step_figure(counted), into / "steps")[1]]
+        text = _report(frame, meta) + "\n" + "\n".join(step_report(counted)) + "\n"
         (into / "table.md").write_text(text, encoding="utf-8")
         frame.to_csv(into / "noise.csv", index=False)
-        return f"{text}\nfigure: {figure}"
+        counted.to_csv(into / "steps.csv", index=False)
+        return f"{text}\nfigures: {figures[0]}, {figures[1]}"
 
 
 def _with_budget(estimator: DictConfig, budget: float) -> Method:
@@ -95,20 +103,28 @@ def _with_budget(estimator: DictConfig, budget: float) -> Method:
     return make(estimator)
 
 
-def _setting(config: DictConfig, sets: dict[str, Dataset], net: str, phase: str) -> _Setting:
+def _trained(
+    config: DictConfig, sets: dict[str, Dataset], net: str, iterations: int
+) -> tuple[nn.Module, torch.Generator]:
+    """A net after some training, and the generator of its batches."""
     settings, data = config.nets[net], sets[net]
     torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
     model: nn.Module = make(settings.model).to(data.x_train.device)
     numbers = generator(config.seed, f"batches {net}")
-    if phase == "trained":
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-        for _ in range(config.iterations):
-            x, y = data.draw(settings.batch_size, numbers)
-            optimizer.zero_grad()
-            data.loss(model(x), y).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        model.zero_grad()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    for _ in range(iterations):
+        x, y = data.draw(settings.batch_size, numbers)
+        optimizer.zero_grad()
+        data.loss(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.zero_grad()
+    return model, numbers
+
+
+def _setting(config: DictConfig, sets: dict[str, Dataset], net: str, phase: str) -> _Setting:
+    settings, data = config.nets[net], sets[net]
+    model, numbers = _trained(config, sets, net, config.iterations if phase == "trained" else 0)
     x, y = batch = data.draw(settings.batch_size, numbers)
     exact = gradients(model, lambda: data.loss(model(x), y))
     return _Setting(model, data, batch, exact, measured(Exact("exact"), model, batch, data.loss))

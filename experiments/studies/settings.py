@@ -52,6 +52,8 @@ class TrainingSettings(Settings):
     clip_norm: Positive | None
     schedule: _Schedule
     evaluate: Evaluate
+    reference: str = "rad.Project"  # the sketch whose bytes small_batch and accumulate may hold
+    segments: Count = 2  # of method=checkpoint
 
 
 class ReactorSettings(Settings):
@@ -70,6 +72,8 @@ class _Net(Strict):
     batch_size: Count
     draws: _Draws
     lr: Positive
+    examples: Count
+    step: Positive
 
 
 def _compares(budgets: list[Any]) -> list[Any]:
@@ -90,6 +94,7 @@ class NoiseSettings(Settings):
     nets: Annotated[dict[str, _Net], Field(min_length=1)]
     estimators: Annotated[dict[str, _Method], AfterValidator(_measures_batches)]
     budgets: Annotated[list[Budget], AfterValidator(_compares)]
+    steps: Annotated[list[Natural], Field(min_length=1)]
 
 
 class _DeepNet(Strict):

@@ -58,6 +58,7 @@ class Trainer:
         iterations: Steps in all.
         full_batch: Examples drawn for each step, the same for every method.
         batch_size: How many of them, the first ones, are trained on.
+        at_once: How many of those pass forward and backward at a time.
         clip_norm: Largest norm of the whole gradient, or ``None``.
         evaluation: When and how to evaluate.
         allocator: Plans the model anew on the way, or ``None``.
@@ -74,6 +75,7 @@ class Trainer:
         iterations: int,
         full_batch: int,
         batch_size: int,
+        at_once: int,
         clip_norm: float | None,
         evaluation: Evaluation,
         generators: dict[str, torch.Generator | Seeds],
@@ -82,8 +84,8 @@ class Trainer:
         self.model, self.data = model, data
         self.optimizer, self.schedule = optimizer, schedule
         self.iterations, self.full_batch, self.batch_size = iterations, full_batch, batch_size
-        self.clip_norm, self.evaluation, self.generators = clip_norm, evaluation, generators
-        self.allocator = allocator
+        self.at_once, self.clip_norm, self.allocator = at_once, clip_norm, allocator
+        self.evaluation, self.generators = evaluation, generators
         self.device = data.x_train.device
         count = evaluation.train_examples or len(data.x_train)
         chosen = torch.linspace(0, len(data.x_train) - 1, count, device=self.device).round().long()
@@ -140,15 +142,18 @@ class Trainer:
         if self.allocator is not None:
             self.allocator.step(lambda: self.data.loss(self.model(x), y))
         self.optimizer.zero_grad()
-        value = self.data.loss(self.forward(x), y)
-        part = len(y) / self.batch_size  # of the batch; 1 in a single process
-        (value * (part * distributed.processes())).backward()  # gradients become means over processes
+        total = torch.zeros((), device=self.device)
+        for inputs, targets in zip(x.split(self.at_once), y.split(self.at_once), strict=True):
+            value = self.data.loss(self.forward(inputs), targets)
+            part = len(targets) / self.batch_size  # of the batch; 1 if it is not divided
+            (value * (part * distributed.processes())).backward()  # gradients become means over processes
+            total += value.detach() * part
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
-        return value.detach() * part
+        return total
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, of all processes."""
@@ -224,7 +229,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy on stored examples and their targets."""
+        """Mean loss and accuracy over all targets of stored examples."""
         self.model.eval()
         total, correct = 0.0, 0
         size = self.evaluation.batch_size
@@ -233,4 +238,4 @@ class Trainer:
             total += self.data.loss(outputs, targets, reduction="sum").item()
             correct += int(self.data.correct(outputs, targets).sum())
         self.model.train()
-        return total / len(y), correct / len(y)
+        return total / y.numel(), correct / y.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ class Training(Study):
         batch = _head(data, config.batch_size)
         try:
             exact_saved_bytes = measured(Exact("exact"), model, batch, data.loss)
-            data.loss(model(data.inputs(data.x_train[:1])), data.y_train.max()[None])  # the first batch may lack it
+            highest = torch.full_like(data.y_train[:1], data.y_train.max())  # label; the first batch may lack it
+            data.loss(copy.deepcopy(model).eval()(data.inputs(data.x_train[:1])), highest)
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             shape = list(batch[0].shape[1:])
@@ -68,12 +70,14 @@ class Training(Study):
                 f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes; raise batch_size or "
                 "start fewer"
             )
+        at_once = method.at_once(model, _head(data, batch_size), data.loss)
         meta = {
             "model": type(model).__name__.lower(),
             "data": data.name,
             "examples": len(data.x_train),
             "batch_size": batch_size,
-            "saved_bytes": measured(method, model, _head(data, batch_size), data.loss),
+            "at_once": at_once,
+            "saved_bytes": measured(method, model, _head(data, at_once), data.loss),
             "exact_saved_bytes": exact_saved_bytes,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
@@ -91,6 +95,7 @@ class Training(Study):
             iterations=config.iterations,
             full_batch=config.batch_size,
             batch_size=batch_size,
+            at_once=at_once,
             clip_norm=config.clip_norm,
             evaluation=Evaluation(**config.evaluate),
             allocator=allocator,
@@ -103,7 +108,8 @@ class Training(Study):
         return trainer, meta
 
     def headline(self, meta: Record) -> str:
-        return f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}, {_bytes(meta)}"
+        parts = f" in parts of {meta['at_once']}" if meta["at_once"] < meta["batch_size"] else ""
+        return f"{meta['method']} on {meta['data']}: batch {meta['batch_size']}{parts}, {_bytes(meta)}"
 
     def summarize(self, run: RunDir, into: Path) -> str:
         figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]

@@ -1,7 +1,7 @@
 """Measuring what gradients cost, in bytes and in noise."""
 
 from rad.measure.explain import MostlyExactWarning, explain
-from rad.measure.gradient import GradientNoise, Moments, gradient_noise, gradients
+from rad.measure.gradient import GradientNoise, Moments, gradient_noise, gradients, hessian_product
 from rad.measure.peak import peak_bytes, peak_resident
 from rad.measure.saved import Entry, Ledger, saved_bytes
 
@@ -14,6 +14,7 @@ __all__ = [
     "explain",
     "gradient_noise",
     "gradients",
+    "hessian_product",
     "peak_bytes",
     "peak_resident",
     "saved_bytes",

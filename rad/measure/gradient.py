@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients"]
+__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients", "hessian_product"]
 
 Gradient = Mapping[str, Tensor]
 
@@ -49,11 +50,17 @@ class GradientNoise:
         draws: Number of draws.
         total: Of the whole gradient.
         layers: Of each layer's, by name.
+        curved: Estimate of ``tr HΣ = E (ĝ − E ĝ)ᵀ H (ĝ − E ĝ)``, the noise that counts: a step ``w − ηĝ`` ends with a
+            loss that is higher than that of ``w − η E ĝ`` by ``½η² tr HΣ`` in expectation, to second order. NaN where
+            no Hessian was given.
+        curved_error: Standard error of ``curved``.
     """
 
     draws: int
     total: Moments
     layers: dict[str, Moments]
+    curved: float = math.nan
+    curved_error: float = math.nan
 
     def __str__(self) -> str:
         rows = [("layer", "‖g‖²", "variance", "÷ ‖g‖²", "bias", "expected of none")]
@@ -66,7 +73,10 @@ class GradientNoise:
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"{self.draws} draws; ± is a standard error"])
+        lines = [lines[0], "-" * len(lines[0]), *lines[1:], f"{self.draws} draws; ± is a standard error"]
+        if not math.isnan(self.curved):
+            lines.append(f"weighted by curvature (tr HΣ): {self.curved:.4g} ± {self.curved_error:.1g}")
+        return "\n".join(lines)
 
 
 def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -85,8 +95,40 @@ def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
-def gradient_noise(draw: Callable[[], Gradient], draws: int, exact: Gradient | None = None) -> GradientNoise:
-    """Measures bias and variance of a random gradient.
+def hessian_product(model: nn.Module, loss: Callable[[], Tensor], vector: Gradient) -> dict[str, Tensor]:
+    """The Hessian of a loss times a vector, by two backward passes; ``.grad`` fields stay as they are.
+
+    Args:
+        model: Plain: sketches and other layers converted have no second derivatives.
+        loss: Runs the model and returns a scalar.
+        vector: By parameter, as from `gradients`.
+
+    Returns:
+        By parameter, zeros for those on which the loss does not depend, or only linearly.
+
+    Raises:
+        RuntimeError: If some operation of the model has no second derivative.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # Fused attention, and recurrent nets of cuDNN, have no second derivatives.
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        grads = torch.autograd.grad(loss(), list(parameters.values()), create_graph=True, allow_unused=True)
+        pairs = [(g, vector[name].to(g)) for name, g in zip(parameters, grads, strict=True) if g is not None]
+        pairs = [(g, v) for g, v in pairs if g.requires_grad]
+        found = torch.autograd.grad(
+            [g for g, _ in pairs], list(parameters.values()), [v for _, v in pairs], allow_unused=True
+        )
+    filled = zip(parameters.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if h is None else h for (name, p), h in filled}
+
+
+def gradient_noise(
+    draw: Callable[[], Gradient],
+    draws: int,
+    exact: Gradient | None = None,
+    curvature: Callable[[Gradient], Gradient] | None = None,
+) -> GradientNoise:
+    """Measures bias and variance of a random gradient, and its variance weighted by the curvature of a loss.
 
     With a converted model and one batch it is the noise that a sketch adds; with the exact gradients of random
     batches, minibatch noise. The ratio of both is ``a.total.relative_to(b.total)``::
@@ -102,6 +144,7 @@ def gradient_noise(draw: Callable[[], Gradient], draws: int, exact: Gradient | N
         draw: Returns one independent draw of the gradient, by parameter name (``layer.weight``).
         draws: How many to take, at least 3.
         exact: What its expectation should be.
+        curvature: From a vector to the Hessian times that vector, such as ``partial(hessian_product, plain, loss)``.
 
     Returns:
         Moments of the whole gradient and of each layer: of parameters that share all of the name but its last part.
@@ -115,18 +158,22 @@ def gradient_noise(draw: Callable[[], Gradient], draws: int, exact: Gradient | N
         )
     mean: dict[str, Tensor] = {}
     increments: dict[str, list[float]] = {}
+    curved: list[float] = []
     for t in range(1, draws + 1):
         gradient = draw()
         if not gradient:
             raise ValueError("draw returned a gradient without entries; does any parameter require grad?")
-        for name, g in gradient.items():
-            if t == 1:
-                mean[name] = g.detach().double().clone()
-                increments[name] = []
-                continue
-            difference = g.detach().double() - mean[name]
+        if t == 1:
+            mean = {name: g.detach().double().clone() for name, g in gradient.items()}
+            increments = {name: [] for name in mean}
+            continue
+        differences = {name: g.detach().double() - mean[name] for name, g in gradient.items()}
+        for name, difference in differences.items():
             increments[name].append((t - 1) / t * difference.square().sum().item())
             mean[name] += difference / t
+        if curvature is not None:
+            product = curvature({name: d.to(gradient[name].dtype) for name, d in differences.items()})
+            curved.append((t - 1) / t * sum((d * product[name]).sum().item() for name, d in differences.items()))
     if exact is not None and exact.keys() != mean.keys():
         raise ValueError(f"exact has the entries {', '.join(exact)}, but the draws have {', '.join(mean)}")
     norms = {name: (mean if exact is None else exact)[name].double().square().sum().item() for name in mean}
@@ -148,4 +195,7 @@ def gradient_noise(draw: Callable[[], Gradient], draws: int, exact: Gradient | N
     layers: dict[str, list[str]] = {}
     for name in mean:
         layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return GradientNoise(draws, moments(list(mean)), {layer: moments(names) for layer, names in layers.items()})
+    by_layer = {layer: moments(names) for layer, names in layers.items()}
+    weighted = torch.tensor(curved, dtype=torch.float64)
+    found = (weighted.mean().item(), weighted.std().item() / len(weighted) ** 0.5) if curved else ()
+    return GradientNoise(draws, moments(list(mean)), by_layer, *found)

@@ -48,6 +48,10 @@ def config(digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     def made(*overrides: str) -> DictConfig:
         experiment = any(o.startswith("experiment=") for o in overrides)
         data = ["scale=smoke", "evaluate.train_examples=null"] if experiment else ["data=mnist"]
+        if any(o.startswith("experiment=source_") for o in overrides):  # much less to read than the standard library
+            data.append(f"data.folder={Path(run.__file__).parent / 'rad'}")
+        if "method=compile_budget" in overrides:  # the same partitioner, but no C++ compiler
+            data.append("method.backend=aot_eager_decomp_partition")
         return composed([*data, f"runs={tmp_path / 'runs'}", "batch_size=30", "threads=1", *overrides])
 
     return made

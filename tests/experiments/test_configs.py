@@ -6,6 +6,7 @@ import pytest
 import torch
 from digits import CONFIGS, GROUPS, write_digits
 
+from experiments.errors import UserError
 from experiments.runs.configs import composed
 from experiments.runs.parts import make
 from experiments.runs.study import build
@@ -18,10 +19,26 @@ TRAINING = [
 ]
 
 
-@pytest.mark.slow
+RECURRENT = [name for name in TRAINING if name.endswith(("irnn", "lstm"))]
+THOROUGH = (None, "mnist_mlp", "cifar_cnn", "smnist_irnn", "adding_irnn")
+
+
+def quick(name: str | None, method: str) -> bool:
+    """Compilation takes seconds; of the later experiments two methods stand for all."""
+    return method in ("exact", "rad_round") or (name in THOROUGH and method != "compile_budget")
+
+
+PAIRS = [
+    pytest.param(name, method, marks=[] if quick(name, method) else [pytest.mark.slow])
+    for name in (None, *TRAINING)
+    for method in GROUPS["method"]
+    if not (method == "compile_budget" and name in RECURRENT)
+]
+
+
 @pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")  # of the two inputs of the adding problem one is kept
-@pytest.mark.parametrize("method", GROUPS["method"])
-@pytest.mark.parametrize("experiment", [None, *TRAINING])
+@pytest.mark.filterwarnings("ignore:BatchNorm normalizes each micro-batch")
+@pytest.mark.parametrize(("experiment", "method"), PAIRS)
 def test_every_method_of_every_experiment_takes_two_steps(config, experiment, method):
     choice = ["debug=two_steps"] if experiment is None else [f"experiment={experiment}", "iterations=2"]
     trainer, meta = build(config(*choice, f"method={method}"))
@@ -30,6 +47,12 @@ def test_every_method_of_every_experiment_takes_two_steps(config, experiment, me
     assert records[-1]["iteration"] == 2
     assert meta["method"] == method
     assert {"train_loss", "test_loss", "test_accuracy"} <= records[-1].keys()
+
+
+@pytest.mark.parametrize("experiment", RECURRENT)
+def test_what_the_compiler_cannot_take_is_refused(config, experiment):
+    with pytest.raises(UserError, match=r"method=compile_budget cannot compile \w+ into one graph .*; choose another"):
+        build(config(f"experiment={experiment}", "method=compile_budget"))
 
 
 @pytest.mark.parametrize(
@@ -58,11 +81,15 @@ def test_every_data_set_can_be_trained_on(config, digits, name):
     data = make(settings)
     for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         assert len(x) == len(y) > 0
-        inputs = data.inputs(x[:3])
-        assert inputs.dtype == torch.float32
+        inputs, targets = data.inputs(x[:3]), y[:3]
         assert inputs.isfinite().all()
-        outputs = torch.zeros(len(y), 1 if y.is_floating_point() else 10)
-        assert data.loss(outputs, y) > 0
+        if name == "sources":
+            assert inputs.dtype == torch.int64  # symbols
+            outputs = torch.zeros(*targets.shape, 128)
+        else:
+            assert inputs.dtype == torch.float32
+            outputs = torch.zeros(len(targets), 1 if y.is_floating_point() else 10)
+        assert data.loss(outputs, targets) > 0
 
 
 @pytest.mark.parametrize("group", [g for g in GROUPS if g not in ("experiment", "debug")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 
 import rad
 from experiments.errors import UserError
-from experiments.methods import Auto, Checkpoint, Exact, Rad, SmallBatch, measured
-from experiments.models import CNN, MLP
+from experiments.methods import Auto, Exact, Rad, measured
+from experiments.models import CNN, LSTM, MLP, ResNet
+from experiments.nets import UNet
+from experiments.rivals import Accumulate, Checkpoint, CompileBudget, SmallBatch
 from rad.nn import Seeds
 
 PAPER = (784, 300, 300, 300, 10)
@@ -123,7 +126,7 @@ def test_checkpointing_is_exact_and_holds_less(segments):
 def test_checkpointing_says_what_it_cannot_do():
     with pytest.raises(UserError, match=r"segments must lie in \[1, 8\].*got 0"):
         Checkpoint("checkpoint", 0).prepare(MLP(PAPER), Seeds(0))
-    with pytest.raises(UserError, match="nn.Sequential"):
+    with pytest.raises(UserError, match=r"Linear has none; make it an nn\.Sequential"):
         Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), Seeds(0))
 
 
@@ -180,3 +183,90 @@ def test_a_fraction_is_one_of_the_bytes_of_stock():
 
 def test_only_a_plan_needs_an_allocator():
     assert all(m.allocator(MLP(PAPER), Seeds(0)) is None for m in (Exact("e"), SIZED["projection"]))
+
+
+class Blocks(torch.nn.Module):
+    """A model that is no sequence: blocks in a list, one of them skipped around, dropout and running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(6, 8)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(0.5))
+            for _ in range(3)
+        )
+        self.last = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    "made", [Blocks, lambda: ResNet(3, 4, [1, 1], 5), lambda: UNet(8)], ids=["list", "in turn", "u"]
+)
+def test_checkpointing_of_any_net_is_exact_and_leaves_its_statistics_alone(made):
+    torch.manual_seed(0)
+    stock = made()
+    x = torch.randn(6, 6) if isinstance(stock, Blocks) else torch.randn(6, 3, 8, 8)
+    checked = Checkpoint("checkpoint", 3).prepare(copy.deepcopy(stock), Seeds(0))
+    assert list(checked.state_dict()) == list(stock.state_dict())
+    results = []
+    for model in (stock, checked):
+        torch.manual_seed(1)
+        for _ in range(2):
+            model(x).square().sum().backward()
+        results.append([*(p.grad for p in model.parameters()), *model.buffers(), model.eval()(x)])
+        model.train()
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    held = [rad.measure.saved_bytes(lambda m=m: m(x).square().sum()).total for m in (checked, stock)]
+    assert held[0] < 0.7 * held[1]
+
+
+def test_micro_batches_are_the_largest_that_hold_no_more():
+    model, full = MLP(PAPER), batch(150)
+    method, small = Accumulate("accumulate", rad.Rounding(0.1)), SmallBatch("small_batch", rad.Rounding(0.1))
+    assert method.batch_size(model, full, F.cross_entropy) == 150
+    assert method.at_once(model, full, F.cross_entropy) == small.batch_size(model, full, F.cross_entropy) < 25
+    assert (
+        small.at_once(model, batch(18), F.cross_entropy) == Exact("e").at_once(model, batch(18), F.cross_entropy) == 18
+    )
+
+
+def test_accumulation_over_batch_norm_is_said_to_be_another_function():
+    model, full = ResNet(3, 4, [1], 10), (torch.randn(20, 3, 8, 8), batch(20)[1])
+    with pytest.warns(UserWarning, match="BatchNorm normalizes each micro-batch of .* the full batch of 20 does"):
+        Accumulate("accumulate", rad.Rounding(0.1)).at_once(model, full, F.cross_entropy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Accumulate("accumulate", rad.Exact()).at_once(model, full, F.cross_entropy)  # in one part
+
+
+def test_the_compiler_keeps_what_the_budget_says_and_is_exact():
+    torch.manual_seed(0)
+    net = [layer for _ in range(2) for layer in (torch.nn.Linear(40, 40), torch.nn.GELU(), torch.nn.Tanh())]
+    model, (x, y) = torch.nn.Sequential(*net), (torch.randn(30, 40), torch.randint(40, (30,)))
+    expected, held = gradient(model, x, y), []
+    for budget in (1.0, 0.3):
+        method = CompileBudget("compile_budget", budget, "aot_eager_decomp_partition")
+        held.append(measured(method, model, (x, y), F.cross_entropy))
+        for p, q in zip(gradient(method.prepare(copy.deepcopy(model), Seeds(0)), x, y), expected, strict=True):
+            torch.testing.assert_close(p, q)
+    assert held[1] < 0.7 * held[0] < measured(Exact("exact"), model, (x, y), F.cross_entropy)
+
+
+def test_the_compiler_evaluates_the_plain_model_and_says_what_it_cannot_do():
+    model = LSTM(8, 4, 1)
+    compiled = CompileBudget("compile_budget", 0.5, "aot_eager").prepare(copy.deepcopy(model), Seeds(0))
+    x = torch.randint(8, (2, 5))
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+    with pytest.raises(UserError, match="cannot compile LSTM into one graph"):
+        compiled(x)
+    with pytest.raises(UserError, match="backend must be one of .*, got 'gcc'"):
+        CompileBudget("compile_budget", 0.5, "gcc").prepare(model, Seeds(0))
+    with pytest.raises(ValueError, match="budget"):
+        CompileBudget("compile_budget", 1.5, "inductor").prepare(model, Seeds(0))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sketches import normal
 from torch import nn
 
-from experiments.models import CNN, IRNN, MLP
+from experiments.models import CNN, GPT, IRNN, LSTM, MLP, ResNet
 
 
 def test_mlp_is_relu_between_linear_layers():
@@ -45,6 +45,56 @@ def test_irnn_starts_from_the_identity_and_adds_up():
     for t in range(9):
         state = F.relu(x[:, t] @ weights["weight_ih_l0"].T + state)
     torch.testing.assert_close(model(x), model[1](state))
+
+
+def test_resnet_is_that_of_torchvision_but_for_its_beginning():
+    torchvision = pytest.importorskip("torchvision")
+    ours, theirs = ResNet(3, 64, [2, 2, 2, 2], 10), torchvision.models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    blocks = [ours[0], ours[1], *list(ours)[3:11], ours[13]]
+    stock = [theirs.conv1, theirs.bn1, *(b for i in range(1, 5) for b in getattr(theirs, f"layer{i}")), theirs.fc]
+    for own, other in zip(blocks, stock, strict=True):
+        if hasattr(other, "bn1"):
+            pairs = ((own.first, other.conv1), (own.second, other.conv2), (own.norm_first, other.bn1))
+            pairs += ((own.norm_second, other.bn2),)
+            pairs += () if other.downsample is None else tuple(zip(own.around, other.downsample, strict=True))
+        else:
+            pairs = ((own, other),)
+        for a, b in pairs:
+            a.load_state_dict(b.state_dict())
+    x = normal(2, 3, 16, 16)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("made", [lambda: GPT(20, 9, 8, 2, 2), lambda: LSTM(20, 8, 2)], ids=["gpt", "lstm"])
+def test_a_model_of_text_looks_back_alone(made):
+    model, x = made(), torch.randint(20, (3, 9))
+    logits = model(x)
+    assert logits.shape == (3, 9, 20)
+    changed = x.clone()
+    changed[:, 5] = (x[:, 5] + 1) % 20
+    other = model(changed)
+    assert torch.equal(logits[:, :5], other[:, :5])
+    assert ((logits - other)[:, 5:].abs().amax(-1) > 1e-6).all()
+
+
+def test_gpt_is_attention_and_two_layers_added():
+    model, x = GPT(20, 9, 8, 2, 1), torch.randint(20, (3, 7))
+    embedding, block, norm, head = model
+    h = embedding.symbols.weight[x] + embedding.places[:7]
+    q, k, v = block.mix(F.layer_norm(h, (8,))).split(8, -1)
+    heads = []
+    for part in (slice(0, 4), slice(4, 8)):
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / 2
+        scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+        heads.append(scores.softmax(-1) @ v[..., part])
+    h = h + block.out(torch.cat(heads, -1))
+    h = h + block.down(F.gelu(block.up(F.layer_norm(h, (8,)))))
+    torch.testing.assert_close(model(x), head(F.layer_norm(h, (8,))))
+    with pytest.raises(ValueError, match="heads must divide width, 8, got 3"):
+        GPT(20, 9, 8, 3, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,19 @@ from digits import CONFIGS, GROUPS
 from omegaconf import DictConfig, OmegaConf
 
 import rad
-from experiments.methods import Auto, Checkpoint, Exact, Method, Rad, SmallBatch
+from experiments.methods import Auto, Exact, Method, Rad
+from experiments.rivals import Accumulate, Checkpoint, CompileBudget, SmallBatch
 from experiments.runs.configs import composed as compose
 from experiments.runs.parts import make
 
 BUDGET = 0.15
 
-# §4 of the paper; rad_even, rad_round and rad_mixed are ours.
+# §4 of the paper; accumulate, compile_budget, rad_even, rad_round and rad_mixed are ours.
 METHODS: dict[str, Method] = {
     "exact": Exact("exact"),
     "checkpoint": Checkpoint("checkpoint", segments=2),
+    "compile_budget": CompileBudget("compile_budget", BUDGET, "inductor"),
+    "accumulate": Accumulate("accumulate", rad.Project(BUDGET)),
     "small_batch": SmallBatch("small_batch", rad.Project(BUDGET)),
     "rad_proj": Rad("rad_proj", rad.Project(BUDGET)),
     "rad_same": Rad("rad_same", rad.Sample(BUDGET, per="batch", replacement=True)),
@@ -29,11 +32,24 @@ METHODS: dict[str, Method] = {
     "rad_mixed": Rad("rad_mixed", rad.RoundedSample(BUDGET, group=256)),
 }
 
-# Parameters of the paper's nets, layer by layer.
+
+def _residual(before, width):
+    own = [(width, before, 3, 3), (width, width, 3, 3)]
+    return own + [(width, before, 1, 1)] * (before != width)
+
+
+# Parameters of the paper's nets and of ours, layer by layer.
 SHAPES = {
     "mlp": [(300, 784), (300, 300), (300, 300), (10, 300)],
     "cnn": [(16, 3, 5, 5), (32, 16, 5, 5), (32, 32, 5, 5), (32, 32, 5, 5), (10, 32 * 8 * 8)],
     "irnn": [(100, 1), (100, 100), (10, 100)],
+    "resnet": [
+        (16, 3, 3, 3),
+        *(p for a, b in ((16, 16), (16, 32), (32, 64), (64, 128)) for c in (a, b) for p in _residual(c, b)),
+        (10, 128),
+    ],
+    "gpt": [(128, 128)] * 2 + [(384, 128), (128, 128), (512, 128), (128, 512)] * 4 + [(128, 128)],
+    "lstm": [(128, 128), *[(512, 128)] * 4, (128, 128)],
 }
 
 # Mean and standard deviation of pixels in [0, 1], as they are in common use.
@@ -45,13 +61,24 @@ PIXELS = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
 }
 
-# At the paper's own size; adding_irnn, gradient_noise and graph_depth are ours.
+# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and
+# graph_depth are ours.
 TRAINED = {"batch_size": 150, "bootstrap": True, "budget": 0.1, "evaluate.train_examples": None}
+SOURCES = {
+    **{"batch_size": 32, "bootstrap": False, "reference": "rad.Rounding", "iterations": 20_000, "optimizer": "Adam"},
+    **{"data.length": 256, "data.folder": None, "evaluate.train_examples": 2000, "schedule.gamma": 1.0},
+    **{"clip_norm": 1.0, "model.width": 384},
+}
 PAPER = {
     "mnist_mlp": {
         **TRAINED,
         **{"iterations": 20_000, "schedule.step_size": 2000, "schedule.gamma": 0.6, "clip_norm": None},
         **{"data.name": "mnist", "model": "MLP", "optimizer": "Adam"},
+    },
+    "fashion_mlp": {
+        **TRAINED,
+        **{"iterations": 20_000, "schedule.step_size": 2000, "schedule.gamma": 0.6, "clip_norm": None},
+        **{"data.name": "fashion_mnist", "model": "MLP", "optimizer": "Adam", "optimizer.lr": 5.27e-4},
     },
     "cifar_cnn": {
         **TRAINED,
@@ -70,6 +97,14 @@ PAPER = {
         **{"data.length": 400, "data.train": 20_000, "data.test": 2000, "data.seed": 0, "model": "IRNN"},
         **{"model.inputs": 2, "model.outputs": 1, "optimizer": "Adam"},
     },
+    "cifar_resnet": {
+        **TRAINED,
+        **{"batch_size": 128, "bootstrap": False, "reference": "rad.Rounding", "iterations": 40_000, "clip_norm": None},
+        **{"data.name": "cifar10", "data.crop": 4, "data.flip": True, "model": "ResNet", "model.blocks": [2, 2, 2, 2]},
+        **{"model.width": 64, "optimizer": "SGD", "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4},
+    },
+    "source_gpt": {**TRAINED, **SOURCES, "model": "GPT", "model.length": 256, "model.layers": 6},
+    "source_lstm": {**TRAINED, **SOURCES, "model": "LSTM", "model.layers": 2},
     "reactor": {
         **{"iterations": 800, "optimizer": "Adam", "optimizer.lr": 1e-2, "steady": 4.932, "snapshots": 10},
         **{"problem.nx": 33, "problem.ny": 33, "problem.dt": 1 / 4096, "problem.steps": 40_961},
@@ -117,7 +152,7 @@ def group(folder: str, name: str) -> DictConfig:
 def test_nothing_is_forgotten_below():
     assert set(METHODS) == set(GROUPS["method"])
     assert set(SHAPES) == set(GROUPS["model"])
-    assert set(PIXELS) == set(GROUPS["data"]) - {"adding"}
+    assert set(PIXELS) == set(GROUPS["data"]) - {"adding", "sources"}
     assert set(PAPER) == set(GROUPS["experiment"])
     tuned = {name for name in GROUPS["experiment"] if "tuned:" in (CONFIGS / "experiment" / f"{name}.yaml").read_text()}
     assert set(TUNED) == tuned
@@ -184,10 +219,11 @@ def test_each_method_trains_with_its_own_tuned_values(experiment, method):
 
 @pytest.mark.parametrize("experiment", PAPER)
 def test_smaller_scales_are_smaller(experiment):
-    scales = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml").scales
-    assert list(scales) == ["paper", "laptop", "smoke"]
-    paper, laptop, smoke = (scales[name].iterations for name in scales)
-    assert paper > laptop > smoke >= 1
+    scales = composed(f"experiment={experiment}").scales
+    assert [name for name in scales if name != "desk"] == ["paper", "laptop", "smoke"]
+    iterations = [scales[name].iterations for name in ("paper", "desk", "laptop", "smoke") if name in scales]
+    assert iterations[0] > iterations[-2] > iterations[-1] >= 1
+    assert iterations == sorted(iterations, reverse=True)
     for name in scales:
         config = composed(f"experiment={experiment}", f"scale={name}")
         assert config.iterations == scales[name].iterations

@@ -12,7 +12,7 @@ from sketches import SKETCHES, normal, seeded
 from torch import nn
 
 import rad
-from rad.measure import gradient_noise, gradients
+from rad.measure import gradient_noise, gradients, hessian_product
 
 
 def known(scale=1.0, shift=0.0, seed=0):
@@ -164,3 +164,92 @@ def test_names_that_do_not_match():
         gradient_noise(known()[0], 3, {"c": torch.ones(1)})
     with pytest.raises(ValueError, match="without entries"):
         gradient_noise(dict, 3)
+
+
+class Attending(nn.Module):
+    """Attention, a recurrent net and parameters on which the loss depends linearly or not at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.recurrent = nn.RNN(4, 3, batch_first=True)
+        self.shift, self.unused = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        mixed = F.scaled_dot_product_attention(self.inner(x), x, x)
+        return self.recurrent(mixed)[0].square().mean() + self.shift
+
+
+def test_the_product_with_the_hessian_is_that_of_the_whole_matrix():
+    model, x = Attending().double(), normal(2, 5, 4, dtype=torch.float64)
+    names, values = zip(*model.named_parameters(), strict=True)
+    sizes = [p.numel() for p in values]
+
+    def flat(vector):
+        parts = {n: v.view_as(p) for n, v, p in zip(names, vector.split(sizes), values, strict=True)}
+        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+            return torch.func.functional_call(model, parts, (x,))
+
+    at = torch.cat([p.detach().flatten() for p in values])
+    matrix = torch.autograd.functional.hessian(flat, at)
+    direction = normal(len(at), dtype=torch.float64, seed=1)
+    vector = {n: v.view_as(p) for n, v, p in zip(names, direction.split(sizes), values, strict=True)}
+    found = hessian_product(model, lambda: model(x), vector)
+    assert list(found) == list(names)
+    torch.testing.assert_close(torch.cat([h.flatten() for h in found.values()]), matrix @ direction)
+    assert not found["shift"].any()
+    assert not found["unused"].any()
+    assert all(p.grad is None for p in values)
+
+
+@pytest.mark.parametrize("with_exact", [True, False])
+def test_noise_weighted_by_curvature_is_the_trace_of_both(with_exact):
+    weights = {"a.weight": torch.tensor([[3.0, -1.0], [0.0, 2.0]]), "b.weight": torch.tensor([0.5, 0.0, 1.0])}
+    weights["b.bias"] = torch.ones(2)
+
+    def curvature(vector):
+        return {name: weights[name] * v for name, v in vector.items()}
+
+    draw, exact = known(scale=2.0)
+    noise = gradient_noise(draw, 4000, exact if with_exact else None, curvature)
+    expected = 4 * 4.0 + 1.5  # of a diagonal matrix
+    assert abs(noise.curved - expected) < 3 * noise.curved_error
+    assert 0 < noise.curved_error < 0.05 * expected
+    few = [gradient_noise(known(scale=2.0, seed=s)[0], 30, None, curvature) for s in range(150)]
+    found, claimed = (torch.tensor([getattr(n, k) for n in few]) for k in ("curved", "curved_error"))
+    assert abs(found.mean() - expected) < 4 * found.std() / 150**0.5
+    assert 0.8 < claimed.mean() / found.std() < 1.25
+    assert "weighted by curvature" in str(noise)
+    assert math.isnan(gradient_noise(draw, 3).curved)
+
+
+def test_what_a_step_loses_by_noise_is_half_the_squared_rate_times_the_weighted_noise():
+    torch.manual_seed(3)
+    model, x, y = (
+        nn.Linear(6, 1).double(),
+        normal(20, 6, dtype=torch.float64),
+        normal(20, 1, dtype=torch.float64, seed=1),
+    )
+
+    def loss():
+        return F.mse_loss(model(x), y)  # quadratic: the second order is all there is
+
+    generator, rate, exact, after = seeded(0), 0.1, gradients(model, loss), []
+
+    def at(gradient):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, p in moved.named_parameters():
+                p -= rate * gradient[name]
+        return F.mse_loss(moved(x), y).item()
+
+    def draw():
+        noisy = {n: g + torch.randn(g.shape, generator=generator, dtype=torch.float64) for n, g in exact.items()}
+        after.append(at(noisy) - at(exact))
+        return noisy
+
+    noise = gradient_noise(draw, 2000, exact, lambda v: hessian_product(model, loss, v))
+    lost = torch.tensor(after)
+    error = math.hypot(lost.std().item() / 2000**0.5, rate**2 / 2 * noise.curved_error)
+    assert abs(lost.mean().item() - rate**2 / 2 * noise.curved) < 3 * error
+    assert error < 0.1 * lost.mean()

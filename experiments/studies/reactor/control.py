@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 import rad
 from experiments.errors import UserError
-from experiments.methods import Checkpoint, Exact, Method, Rad
+from experiments.methods import Exact, Method, Rad
+from experiments.rivals import Checkpoint
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
 from experiments.runs.records import load_runs

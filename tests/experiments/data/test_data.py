@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import urllib.error
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from digits import write_digits
 
-from experiments.data import Augmentation, adding, mnist5k, pixel_by_pixel, stored
+import experiments.data
+from experiments.data import Augmentation, adding, mnist5k, pixel_by_pixel, sources, stored
 from experiments.errors import UserError
 from experiments.runs.parts import make
 
@@ -294,3 +298,65 @@ def test_an_adding_problem_out_of_range_is_refused(wrong):
     (name, value) = next(iter(wrong.items()))
     with pytest.raises(UserError, match=f"{name} must be (a whole number|at least .), got {value}"):
         make({"_target_": "experiments.data.adding", "length": 10, "train": 5, "test": 5, "seed": 0, **wrong})
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Python files of which one in about ten is for the test."""
+    written = {}
+    for number in range(40):
+        name = f"{'deep/' * (number % 2)}m{number}.py"
+        written[name] = bytes((number + i) % 90 + 32 for i in range(50 + number)) + "é".encode()
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(written[name])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "aside.py").write_text("x" * 1000)
+    (tmp_path / "note.txt").write_text("y" * 1000)
+    return tmp_path, written
+
+
+def test_sources_are_windows_of_whole_files_in_order(texts):
+    folder, written = texts
+    data = sources(7, None, 3, str(folder))
+    held = {name for name in written if zlib.crc32(name.encode()) % 10 == 0}
+    assert 0 < len(held) < 12
+    text = b"".join(written[name] for name in sorted(written) if name not in held)
+    symbols = [min(c, 127) for c in text]
+    assert 127 in symbols
+    count = (len(symbols) - 1) // 7
+    assert data.x_train.tolist() == [symbols[7 * i : 7 * i + 7] for i in range(count)]
+    assert data.y_train.tolist() == [symbols[7 * i + 1 : 7 * i + 8] for i in range(count)]
+    test = [min(c, 127) for name in sorted(held) for c in written[name]]
+    spread = [round(i * ((len(test) - 1) // 7 - 1) / 2) for i in range(3)]
+    assert data.x_test.tolist() == [test[7 * i : 7 * i + 7] for i in spread]
+    few = sources(7, 5, 3, str(folder))
+    assert few.x_train.tolist() == [data.x_train[round(i * (count - 1) / 4)].tolist() for i in range(5)]
+
+
+def test_sources_are_named_by_what_was_read(texts):
+    folder, written = texts
+    first = sources(7, None, 3, str(folder)).name
+    assert sources(7, 5, 2, str(folder)).name == first
+    assert first.startswith(f"{folder.name} sources, 7 characters (")
+    path = folder / sorted(written)[0]
+    path.write_bytes(path.read_bytes()[:-2] + b"!!")
+    second = sources(7, None, 3, str(folder)).name
+    path.rename(folder / "other.py")
+    assert len({first, second, sources(7, None, 3, str(folder)).name}) == 3
+
+
+def test_sources_that_are_not_there_are_refused(tmp_path, texts):
+    with pytest.raises(UserError, match=r"0 training and 0 test windows of 7 .* but 1 and 3 are needed; lower"):
+        sources(7, None, 3, str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"but 9,999 and 3 are needed"):
+        sources(7, 9999, 3, str(tmp_path))
+    with pytest.raises(UserError, match=r"but 1 and 9,999 are needed"):
+        sources(7, None, 9999, str(tmp_path))
+
+
+def test_bits_of_a_guess_are_those_of_its_odds():
+    data = sources(7, 4, 3, str(Path(experiments.data.__file__).parent))
+    logits = torch.zeros(4, 7, 128)
+    assert data.loss(logits, data.y_train).item() == pytest.approx(7)
+    assert data.loss(logits, data.y_train, reduction="sum").item() == pytest.approx(7 * 28)
+    assert data.correct(F.one_hot(data.y_train.long(), 128), data.y_train).all()

@@ -17,7 +17,7 @@ PAPER = ("rad_same", "rad_diff", "rad_proj")
 
 
 def judged(**evidence) -> dict[str, Finding]:
-    targets = dict.fromkeys([*NETS, "reactor"], 1.0)
+    targets = dict.fromkeys([*NETS, "reactor"], (1.0,))
     return {finding.claim: finding for finding in findings(Evidence(targets, **evidence))}
 
 
@@ -112,10 +112,33 @@ def test_the_irnn_is_as_fast_as_with_a_smaller_batch(iterations, expected):
 def test_each_experiment_has_a_target_of_its_own():
     half = training(small_batch=BASE, **dict.fromkeys(PAPER, LESS))
     half.curves["train_loss"] /= 2
-    evidence = Evidence({"cifar_cnn": 0.5, "mnist_mlp": 1.0}, {"cifar_cnn": half, "mnist_mlp": half})
+    evidence = Evidence({"cifar_cnn": (0.5,), "mnist_mlp": (1.0,)}, {"cifar_cnn": half, "mnist_mlp": half})
     found = {finding.claim: finding for finding in findings(evidence)}
     assert "iterations to 0.5 ÷ smaller batch: same sample 0.55" in found["Fig. 5 (a), CNN"].measured
     assert "iterations to 1 ÷" in found["Fig. 5 (a), MLP"].measured
+
+
+def test_a_claim_speaks_of_every_target():
+    """Halfway there the smaller batch is ahead, at the end it is behind."""
+    runs = training(small_batch=BASE, **dict.fromkeys(PAPER, LESS))
+    early = runs.curves["method"].eq("small_batch") & runs.curves["iteration"].eq(10)
+    runs.curves.loc[early, "train_loss"] = 1.5
+    found = {}
+    for targets in ((1.0,), (1.5,), (1.0, 1.5), (0.5,), (1.0, 0.5)):
+        evidence = Evidence({"mnist_mlp": targets}, {"mnist_mlp": runs})
+        found[targets] = {finding.claim: finding for finding in findings(evidence)}["Fig. 5 (a), MLP"]
+    assert [f.verdict for f in found.values()] == [HOLDS, FAILS, IN_PART, UNDECIDED, IN_PART]
+    assert found[1.0, 1.5].measured.count("same sample") == 2
+    assert "; iterations to 1.5 ÷ smaller batch: same sample 5.50" in found[1.0, 1.5].measured
+
+
+def test_a_set_on_which_nothing_was_tuned_has_a_claim_where_it_is_planned():
+    runs = training(small_batch=BASE, **dict.fromkeys(PAPER, MORE))
+    evidence = Evidence({"fashion_mlp": (1.0,)}, {"fashion_mlp": runs})
+    found = {finding.claim: finding for finding in findings(evidence)}
+    assert found["Fig. 5 (a), MLP on Fashion-MNIST"].verdict == FAILS
+    assert found["Fig. 5 (a), MLP"].verdict == UNKNOWN
+    assert not any("Fashion" in claim for claim in judged())
 
 
 def test_seeds_are_counted():
@@ -244,7 +267,80 @@ def test_noise_is_compared_at_the_same_bytes_with_its_interval():
     assert "paper's best ÷ best: mlp trained 100 ± 3;" in judged(noise=frame)["§7, rounding (ours)"].measured
 
 
+def steps(mlp: float, cnn: float, error: float = 0.02, after: tuple[int, ...] = (0, 200, 1000)) -> pd.DataFrame:
+    """What a smaller batch adds in tr HΣ over what sketches do: that of two nets in training, 1 before."""
+    rows = []
+    for net, value, draws in (("mlp", mlp, 30), ("cnn", cnn, 8)):
+        for n in after:
+            added = {"full_batch": 1.0, "small_batch": 1.0 + (value if n else 1.0), "rad_same": 1.0, "rad_diff": 0.9}
+            added |= {"rad_proj": 0.8, "rad_round": 100.0}  # rounding is not the paper's
+            for name, curved in added.items():
+                numbers = {"curved": curved, "curved_error": error * curved, "variance": 1e-3, "variance_error": 0.0}
+                count = draws * (4 if name.endswith("batch") else 1)
+                rows.append({"net": net, "steps": n, "estimator": name, "draws": count, **numbers})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (steps(8, 8), HOLDS),
+        (steps(8, 2), IN_PART),
+        (steps(2, 2), FAILS),
+        (steps(0.5, 0.5), FAILS),
+        (steps(5.01, 5.01), IN_PART),  # 6.3 times what projection adds, 5.01 times what same sample does
+        (steps(4, 4, error=0.2), UNDECIDED),
+        (steps(8, 8, error=0.3), UNDECIDED),
+        (steps(8, 8, after=(0, 1)), UNKNOWN),
+        (steps(8, 8, after=(1000, 3000)), HOLDS),
+        (steps(8, 8).assign(curved=lambda f: f["curved"].where(f["estimator"] != "rad_diff", -1.0)), IN_PART),
+    ],
+)
+def test_why(frame, expected):
+    found = judged(steps=frame)
+    assert found["Why (ours)"].verdict == expected
+    assert found["Why, the control (ours)"].verdict == UNKNOWN
+
+
+def test_why_says_each_net_and_time_with_its_interval():
+    found = judged(steps=steps(8, 8))["Why (ours)"]
+    assert found.n == "mlp 30, cnn 8; of smaller batches mlp 120, cnn 32"
+    assert found.measured.count("after") == 4
+    # 1.96 of √((0.02 √(9² + 1)) / 8)² + 0.02²) of 8 times what same sample adds
+    assert "mlp after 200 steps same sample 8 ± 0.5, different sample 8.89 ± 0.5, projection 10 ± 0.6" in found.measured
+
+
+def rates(adam: tuple, sgd: tuple) -> pd.DataFrame:
+    rows = []
+    for optimizer, losses in (("Adam", adam), ("SGD", sgd)):
+        for method, values in {"exact": (9.0, 9.0), "small_batch": BASE, "rad_diff": losses}.items():
+            named = {"optimizer": optimizer, "rate": 0.1, "method": method, "iterations": 60, "met": True}
+            rows += [{**named, "seed": seed, "train_loss": loss / 1000} for seed, loss in enumerate(values)]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (rates(LESS, LESS), HOLDS),
+        (rates(LESS, MORE), IN_PART),
+        (rates(LESS, BOTH), IN_PART),
+        (rates(MORE, MORE), FAILS),
+        (rates(BOTH, BOTH), UNDECIDED),
+        (rates((50,), (50,)), UNDECIDED),  # a single seed
+        (rates(LESS, LESS)[lambda f: f["method"] != "small_batch"], UNKNOWN),
+    ],
+)
+def test_the_control(frame, expected):
+    found = judged(rates=frame)["Why, the control (ours)"]
+    assert found.verdict == expected
+    if expected == HOLDS:
+        assert found.n == "2"
+        said = "Adam 0.1: different sample 0.55 (0.50 to 0.60); SGD 0.1: different sample 0.55 (0.50 to 0.60)"
+        assert found.measured == f"final training loss ÷ smaller batch: {said}"
+
+
 def test_without_records_nothing_is_measured():
     found = judged()
     assert {finding.verdict for finding in found.values()} == {UNKNOWN}
-    assert len(found) == 13
+    assert len(found) == 15

@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 from trained import training
 
-from experiments.reproduction.headline import Ratio, ratio_of_means, reached, speed_table
+from experiments.reproduction.headline import (
+    Ratio,
+    final_losses,
+    rates_table,
+    ratio_of_means,
+    reached,
+    speed_figure,
+    speed_table,
+)
+from experiments.runs.records import Runs
 
 
 def table(**iterations: tuple) -> pd.DataFrame:
@@ -104,3 +113,34 @@ def test_speed_table_says_what_the_records_say():
     assert rows["RAD, projection"]["iterations"] == "reached by 0 of 2"
     assert rows["RAD, projection"]["iterations ÷ exact"] == "> 30.00"
     assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
+
+
+def test_final_losses_are_those_of_the_last_evaluation():
+    runs = training(small_batch=(30, 40), rad_diff=(50,))
+    runs.curves.loc[runs.curves["run"].eq("rad_diff0") & runs.curves["iteration"].eq(20), "train_loss"] = 0.1
+    runs = Runs(runs.runs, runs.curves.iloc[::-1])
+    settings = {"small_batch0": ("SGD", 0.1), "small_batch1": ("SGD", 0.1), "rad_diff0": ("Adam", 0.2)}
+    found = final_losses(runs, settings).sort_values(["optimizer", "seed"])
+    assert found[["optimizer", "rate", "method", "seed", "iterations", "train_loss"]].to_numpy().tolist() == [
+        ["Adam", 0.2, "rad_diff", 0, 50, 1.0],
+        ["SGD", 0.1, "small_batch", 0, 30, 1.0],
+        ["SGD", 0.1, "small_batch", 1, 40, 1.0],
+    ]
+    table = rates_table(found)
+    assert [row["÷ smaller batch"] for row in table] == ["–", "1"]  # nothing to compare the first with
+    assert [row["n"] for row in table] == ["1", "2"]
+
+
+def test_ratios_over_targets_are_drawn_where_both_get_there():
+    runs = training(exact=(50, 60), small_batch=(100, 100), rad_same=(None, None))
+    early = runs.curves["method"].eq("small_batch") & runs.curves["iteration"].eq(20)
+    early |= runs.curves["method"].eq("exact") & runs.curves["iteration"].eq(40)
+    runs.curves.loc[early, "train_loss"] = 1.5
+    (axes,) = speed_figure(runs, (1.0, 1.5, 0.5), "small_batch").axes
+    (bars,) = axes.containers
+    assert bars.get_label() == "exact"  # the baseline is the line at 1, the others never got there
+    assert list(bars.lines[0].get_xdata()) == [1.5, 1.0]
+    assert list(bars.lines[0].get_ydata()) == pytest.approx([2.0, 0.55])
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert ends == [pytest.approx([2.0, 2.0]), pytest.approx([0.5, 0.6])]
+    assert axes.get_ylabel() == "iterations ÷ smaller batch"

@@ -25,11 +25,19 @@ def report(tmp_path_factory) -> tuple[str, str]:
     main = [plan(method, seed, losses) for method, losses in curves.items() for seed in (0, 1)]
     main += [plan("rad_same", 2, (1,), status="running"), plan("small_batch", 2, 9 * (2,), status="failed")]
     other = [plan("rad_diff", 0, (2, 1), budget=0.5)]
+    equal = []
+    for rate in (0.1, 0.5):
+        for method, loss in (("small_batch", 0.5), ("rad_diff", rate)):
+            equal += [plan(method, seed, (2, loss), budget=0.1 + rate, settings=f"{rate}") for seed in (3, 4)]
+            for run in equal[-2:]:
+                optimizer = f"{{_target_: torch.optim.SGD, lr: {rate}}}"
+                (run.path / "config.yaml").write_text(f"optimizer: {optimizer}\n")
     sweeps = (
-        Sweep("mnist_mlp", "methods", "python run.py -m the=sweep", False, tuple(main)),
-        Sweep("mnist_mlp", "budgets", "python run.py -m other=budgets", True, tuple(other)),
+        Sweep("mnist_mlp", "methods", "python run.py -m the=sweep", "main", tuple(main)),
+        Sweep("mnist_mlp", "budgets", "python run.py -m other=budgets", "fractions", tuple(other)),
+        Sweep("mnist_mlp", "rates", "python run.py -m equal=rates", "rates", tuple(equal)),
     )
-    page = write_report(Plan("laptop", sweeps, (), {"mnist_mlp": 1.0}, 1.0), [], folder / "out", "me")
+    page = write_report(Plan("laptop", sweeps, (), {"mnist_mlp": (1.0, 1.5)}, 1.0), [], folder / "out", "me")
     return (folder / "out" / "report.md").read_text(), page.read_text()
 
 
@@ -44,7 +52,8 @@ def rows(text: str, start: str) -> list[list[str]]:
 def test_unfinished_runs_do_not_count(report):
     (claim,) = rows(report[0], "Fig. 5 (a), MLP")
     assert claim[2] == (
-        "iterations to 1 ÷ smaller batch: same sample 0.67 (0.67 to 0.67); different sample 1.33 (1.33 to 1.33)"
+        "iterations to 1 ÷ smaller batch: same sample 0.67 (0.67 to 0.67); different sample 1.33 (1.33 to 1.33); "
+        "iterations to 1.5 ÷ smaller batch: same sample 0.67 (0.67 to 0.67); different sample 1.33 (1.33 to 1.33)"
     )
     assert claim[3:] == ["2", "**holds in part**", "mnist_mlp"]
     assert rows(report[0], "mnist_mlp")[0][1:] == ["`python run.py -m the=sweep`", "10", "8"]
@@ -69,6 +78,26 @@ def test_fractions_show_the_method_at_all_budgets_beside_exact(report):
     section = report[0].split("## Fully connected net on toy: fractions")[1]
     shown = [cells(line)[:2] for line in section.splitlines() if re.match(r"\| (exact|RAD|smaller)", line)]
     assert shown == [["exact", "–"], ["RAD, different sample", "0.1"], ["RAD, different sample", "0.5"]]
+
+
+def test_of_several_targets_each_has_a_table_and_all_have_a_figure(report):
+    section = report[0].split("## Fully connected net on toy\n")[1].split("\n## ")[0]
+    assert [f"to a training loss of {target}, as" in section for target in ("1", "1.5", "2")] == [True, True, False]
+    assert "![Fully connected net: iterations over targets](report/mnist_mlp_targets.png)" in section
+
+
+def test_methods_that_share_a_learning_rate_are_no_part_of_the_comparison_but_of_the_control(report):
+    section = report[0].split("## Fully connected net on toy: equal learning rates")[1].split("\n## ")[0]
+    assert "Training losses after 10 iterations" in section
+    table = [cells(line) for line in section.splitlines() if line.startswith("| SGD")]
+    assert table == [
+        ["SGD", "0.1", "smaller batch", "2", "0.5 ± 0", "1"],
+        ["SGD", "0.1", "RAD, different sample", "2", "0.1 ± 0", "0.20 (0.20 to 0.20)"],
+        ["SGD", "0.5", "smaller batch", "2", "0.5 ± 0", "1"],
+        ["SGD", "0.5", "RAD, different sample", "2", "0.5 ± 0", "1.00 (1.00 to 1.00)"],
+    ]
+    (claim,) = rows(report[0], "Why, the control (ours)")
+    assert claim[3:] == ["2", "**holds in part**", "mnist_mlp"]
 
 
 def test_between_two_tables_stands_a_sentence(report):

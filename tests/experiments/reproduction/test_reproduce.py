@@ -206,6 +206,9 @@ def test_plans_are_refused_with_a_reason(tmp_path, digits):
     plan.write_text(PLAN.replace("METHODS", "exact,").replace("seed=0,1", "seed=[0"))
     with pytest.raises(UserError, match="is not valid"):
         make_plan(plan, "tiny", tmp_path)
+    plan.write_text(PLAN.replace("METHODS", "exact").replace("seconds: 5\n", "seconds: 5\n      part: fraction\n"))
+    with pytest.raises(UserError, match="part of a sweep must be one of main, fractions, rates, got 'fraction'"):
+        make_plan(plan, "tiny", tmp_path)
 
 
 @pytest.mark.slow
@@ -222,11 +225,11 @@ def test_the_projects_own_plan(tmp_path, digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "desk", "paper"])
 def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(planning, "_missing", lambda name: "not there")
     made = make_plan(ROOT / "experiments" / "reproduction" / "plan.yaml", scale, tmp_path)
-    left_out = {"cifar_cnn"} if scale != "smoke" else set()
+    left_out = {"cifar_cnn", "fashion_mlp"} if scale != "smoke" else set()
     assert {s.experiment for s in made.sweeps} == {*made.targets, "graph_depth", "gradient_noise"} - left_out
     for sweep in made.sweeps:
         for planned in sweep.runs:

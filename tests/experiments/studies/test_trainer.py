@@ -106,12 +106,13 @@ def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(config):
     assert [s["iteration"] for s in saved] == [0]
 
 
-def test_checkpointing_trains_like_exact_gradients(config):
-    curves = []
+@pytest.mark.parametrize("choice", [[], ["experiment=cifar_resnet"], ["experiment=source_gpt"]], ids=str)
+def test_checkpointing_trains_like_exact_gradients(config, choice):
+    curves, steps = [], 4 if choice else 30
     for method in ("exact", "checkpoint"):
-        trainer, _ = build(
-            config(f"method={method}", "iterations=30", "evaluate.test_every=5", "evaluate.train_every=5")
-        )
+        options = [f"iterations={steps}", "evaluate.test_every=2", "evaluate.train_every=2"]
+        trainer, meta = build(config(*choice, f"method={method}", *options))
+        assert (method == "exact") == (meta["saved_bytes"] > 0.9 * meta["exact_saved_bytes"])
         records = []
         trainer.run(records.append, lambda state: None)
         curves.append([{k: v for k, v in record.items() if k != "train_seconds"} for record in records])
