@@ -77,10 +77,10 @@ class _Point:
         return self._loss(self._moved(noise)) - loss + self.rate * first
 
     def _moved(self, noise: dict[str, Tensor] | None) -> nn.Module:
-        moved = copy.deepcopy(self.model).double()
+        moved, gradient = copy.deepcopy(self.model).double(), self.gradient
         with torch.no_grad():
             for name, p in moved.named_parameters():
-                p -= self.rate * (self.gradient[name].double() + (0 if noise is None else noise[name].double()))
+                p -= self.rate * (gradient[name].double() + (0 if noise is None else noise[name].double()))
         return moved
 
     @torch.no_grad()
@@ -206,7 +206,7 @@ def step_report(frame: pd.DataFrame) -> list[str]:
         for measure, label in MEASURES.items():
             cells = {"net": net, "after": f"{steps:,} steps", "": label}
             for row in part.to_dict("records"):
-                cells[_name(row["estimator"])] = f"{row[measure]:.3g} ± {1.96 * row[f'{measure}_error']:.1g}"
+                cells[_name(row["estimator"])] = around(row[measure], 1.96 * row[f"{measure}_error"])
             values.append(cells)
     for measure, label in MEASURES.items():
         for (net, steps), part in ratios(frame, measure).groupby(["net", "steps"], sort=False):
@@ -269,7 +269,8 @@ def around(value: float, half: float) -> str:
     """A number with half of its interval, as tables show it."""
     if math.isnan(value):
         return "–"
-    return f"{value:.3g} ± {half:.1g}" if abs(value) < 100 else f"{value:,.0f} ± {half:,.0f}"
+    size = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{size} ± {half:.1g}" if half < 9.5 else f"{size} ± {half:,.0f}"
 
 
 def _name(estimator: str) -> str:

@@ -103,6 +103,25 @@ def test_errors_are_those_of_normal_noise(measured, steps):
     assert 0.6 < found["lost_error"] / (RATE**2 / 2 * spread) < 1.5
 
 
+def test_what_a_step_loses_is_counted_from_where_it_ends():
+    """Of a loss that is not quadratic the place matters."""
+    x, y = normal(EXAMPLES, 6), normal(EXAMPLES, 1, seed=1)
+    data = Dataset("quartic", x, y, x, y, nn.Identity(), loss=lambda out, wanted: (out - wanted).pow(4).mean())
+    model, noise = trained("net", 0)[0], normal(1, 6, seed=9)
+    found = step_noise._Point(model, data, x, y, SIZE, 0.02).lost({"weight": noise})
+
+    def loss(weight: Tensor) -> Tensor:
+        return (x.double() @ weight.T - y.double()).pow(4).mean()
+
+    def slope(weight: Tensor) -> Tensor:
+        return torch.autograd.functional.jacobian(loss, weight)
+
+    start = model.weight.detach().double()
+    end = start - 0.02 * slope(start)
+    first = 0.02 * (slope(end) * noise).sum()
+    assert found == pytest.approx((loss(end - 0.02 * noise) - loss(end) + first).item(), rel=1e-4)
+
+
 def frame() -> pd.DataFrame:
     """Noise of a full batch, a smaller one, and two sketches of which one adds none that can be seen."""
     values = {"full_batch": (2.0, 0.3), "small_batch": (10.0, 0.4), "rad_diff": (1.0, 0.1), "rad_round": (-0.1, 0.1)}
