@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rad.functional.sharing import Sharing
-from rad.sketch import Compressed, Exact, Sketch, tracing
+from rad.sketch import Compressed, Exact, Sketch, normalized, tracing
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 
@@ -167,6 +167,17 @@ class Keep:
         if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
             return self.exact(tensor)
         return self._sketch(tensor, features, None)
+
+    def normalized(
+        self, tensor: Tensor, norm: tuple[Tensor | None, Tensor, int], features: int, dense: Callable[[], Tensor]
+    ) -> Handle | None:
+        """Keeps ``factor(dense())``, which is ``(tensor − mean) · scale``, without forming it where there are loops."""
+        if self.serves_factors and tensor.numel() * norm[1].element_size() > _SMALL:
+            compressed = normalized.compress(self.sketch, tensor, norm, features, self._call.seed)
+            if compressed is not None:
+                tensors, layout = compressed.split()
+                return self._add((self.sketch, layout, tensor.shape), list(tensors))
+        return self.factor(dense(), features=features)
 
     def _sketch(self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool = False) -> Handle:
         if features is None:
