@@ -57,7 +57,8 @@ def attention(
     if mask is not None:
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
-    kernel = _fused(*operands, mask, dropout_p, is_causal, scale, enable_gqa, call.sketch)
+    q, k, v = operands
+    kernel = _fused(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, call.sketch)
     if kernel is not None:
         out = _fused_attention(call, *operands, kernel, dropout_p, is_causal, scale)
         return out.squeeze(1) if single else out
@@ -174,7 +175,7 @@ def _fused(
     if q.device.type not in _FUSED_ON or mask is not None or q.shape[1] != k.shape[1]:
         return None
     same = q.dtype == k.dtype == v.dtype and q.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0
-    if not same or tracing.traced(q) or torch._fused_sdp_choice(q, k, v, None, drop, causal, scale=scale) != _CHOSEN:
+    if not same or tracing.traced(q) or _choice(q, k, v, None, drop, causal, scale=scale) != _FLASH_CHOSEN:
         return None
     fraction, ends = sketch.fraction(q.element_size()), v.numel() + q.numel()
     seen = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] // (2 if causal else 1)
@@ -183,7 +184,8 @@ def _fused(
 
 
 _WORTH = 2.0  # times what blocks of rows keep
-_CHOSEN = 1  # flash attention, as PyTorch numbers its kernels
+_choice: Any = torch._fused_sdp_choice  # pyright: ignore[reportPrivateImportUsage]
+_FLASH_CHOSEN = 1  # as PyTorch numbers its kernels
 
 
 @operation

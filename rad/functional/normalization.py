@@ -229,9 +229,7 @@ def _normalize(
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         item, stats = kept[h_], kept[scale_]
         if loops and isinstance(item, Summary):
-            found = normalized.backward(
-                item.sketch, item.compressed, grad, stats, kept[weight_], view, centered
-            )
+            found = normalized.backward(item.sketch, item.compressed, grad, stats, kept[weight_], view, centered)
             if found is not None:
                 found = found[0].reshape(shape), *(t if sizes is None else t.reshape(sizes) for t in found[1:])
                 return tuple(t if want else None for t, want in zip(found, wants, strict=True))

@@ -70,6 +70,7 @@ def test_loops_and_plain_pytorch_give_the_same_gradients(name, monkeypatch):
     assert distance(*found) < 1e-5
 
 
+@pytest.mark.montecarlo
 @every_block
 def test_the_mean_of_many_draws_is_the_gradient(name):
     model, x = made(name)
@@ -121,6 +122,7 @@ def test_gradient_scaler():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @every_block
 def test_compiled_as_eager(name):
     torch._dynamo.reset()

@@ -165,25 +165,20 @@ def channels_backward(
     gain: Tensor | None,
     centered: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See ``rad.sketch.normalized``, for ``grad`` ``[n, channels, space]``: of the input, and sums ``[2, channels]``."""
+    """See ``rad.sketch.normalized``, for channels: gradients ``[n, channels, space]``, and sums ``[2, channels]``."""
     n, channels, space = grad.shape
     count, blocks = grad.numel(), -(-n * space // _BLOCK)
     parts = max(1, min(blocks, 8 * _PERSISTENT // channels))
     chunk = -(-blocks // parts) * _BLOCK
     parts = -(-n * space // chunk)
     sums = torch.empty(parts, 2, channels, dtype=scale.dtype, device=grad.device)
-    kept, numbers = (packed, ranges, dither), (packed.shape[1], ranges.shape[1])
-    shape = (size, len(packed), _BLOCK)
-    _launch(
-        grad, "channel_sums", channels * parts, grad, *kept, sums, n * space, space, channels, chunk, *numbers, *shape
-    )
+    kept, shape = (packed, ranges, dither), (packed.shape[1], ranges.shape[1], size, len(packed), _BLOCK)
+    _launch(grad, "channel_sums", channels * parts, grad, *kept, sums, n * space, space, channels, chunk, *shape)
     total = sums.sum(0) if parts > 1 else sums[0]
     out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
     tensors = (grad, *kept, scale, scale if gain is None else gain, total, out)
-    flags = (centered, gain is not None)
-    _launch(
-        grad, "channels_backward", -(-count // _BLOCK), *tensors, count, n * space, space, channels, *numbers, *shape, *flags
-    )
+    numbers = (count, n * space, space, channels, *shape, centered, gain is not None)
+    _launch(grad, "channels_backward", -(-count // _BLOCK), *tensors, *numbers)
     return out, total
 
 
