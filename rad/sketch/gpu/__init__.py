@@ -92,12 +92,12 @@ def _launch(x: Tensor, name: str, programs: int, *args: Any) -> None:
         return
     loops = _loops(x.device)
     assert loops is not None
-    loop = loops[name][(programs,)]
+    loop = functools.partial(loops[name].run, grid=(programs,), warmup=False, **_EXACT)
     if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
         with _on(x.device):
-            loop(*args, **_EXACT)
+            loop(*args)
     else:
-        loop(*args, **_EXACT)
+        loop(*args)
 
 
 def round_to_levels(
