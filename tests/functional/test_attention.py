@@ -9,7 +9,7 @@ from calls import answered, by_rules
 from sketches import assert_unbiased, normal
 
 import rad
-from rad.functional import attention as module
+from rad.functional import fused as module
 from rad.measure import saved_bytes
 from rad.nn import Seeds
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rad
-from rad.functional import attention
+from rad.functional.fused import fused
 from rad.measure import peak_bytes, saved_bytes
 from rad.nn import Seeds
 from rad.sketch import gpu as loops
@@ -269,6 +269,6 @@ def test_fused_attention(options):
         out = attend(*(t * 1 for t in operands), **options)
         found.append((out.detach(), torch.autograd.grad(out, operands, upstream)))
     assert torch.equal(found[0][0], found[1][0])
-    assert attention._fused(*operands, None, options.get("dropout_p", 0.0), "is_causal" in options, None, False, FEW)
+    assert fused(*operands, None, options.get("dropout_p", 0.0), "is_causal" in options, None, False, FEW)
     for ours, stock in zip(found[1][1], found[0][1], strict=True):
         assert float((ours - stock).float().norm() / stock.float().norm()) < 0.02
