@@ -29,7 +29,7 @@ quick: $(ENV) ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not montecarlo'
 
 test-gpu: $(ENV) ## the tests that need a GPU, in as many processes as it takes
-	$(BIN)/python -m pytest -n 8 -m gpu tests/gpu
+	$(BIN)/python -m pytest -n 8 --maxschedchunk 1 -m gpu tests/gpu
 
 lint: $(ENV) ## style, formatting and types
 	$(BIN)/ruff check .

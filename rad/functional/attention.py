@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rad.functional.autocast import autocast
+from rad.functional.fused import fused, fused_attention
 from rad.functional.operation import Call, Handle, Keep, Kept, operation
 from rad.functional.registry import rule
 
@@ -54,6 +55,11 @@ def attention(
     if mask is not None:
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
+    q, k, v = operands
+    kernel = fused(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, call.sketch)
+    if kernel is not None:
+        out = fused_attention(call, *operands, kernel, dropout_p, is_causal, scale)
+        return out.squeeze(1) if single else out
     out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa, single)
     return out.squeeze(1) if single else out
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rad.functional.assignment import Assignment
 from rad.functional.sharing import Sharing
-from rad.sketch import Compressed, Exact, Sketch, tracing
+from rad.sketch import Compressed, Exact, Sketch, normalized, tracing
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 
@@ -18,9 +18,7 @@ __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 _SMALL = 256
 _EXACT = Exact()
 
-
-# Called with how something is kept, "exact", "1 bit" or a sketch, with the tensors, and with the place of an assignment
-# or ""; see ``rad.measure``.
+# Called with how something is kept, "exact", "1 bit" or a sketch, the tensors, and its place or ""; see ``rad.measure``.
 listeners: list[Callable[[str, list[Tensor], str], None]] = []
 
 
@@ -207,6 +205,19 @@ class Keep:
         if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
             return self.exact(tensor)
         return self._sketch(tensor, features, None, False, role)
+
+    def normalized(
+        self, tensor: Tensor, norm: tuple[Tensor | None, Tensor, int], features: int, dense: Callable[[], Tensor]
+    ) -> Handle | None:
+        """Keeps ``factor(dense())``, which is ``(tensor − mean) · scale``, without forming it where there are loops."""
+        call, role = self._call, "normalized"  # by whichever way it is kept
+        if self.serves_factors and tensor.numel() * norm[1].element_size() > _SMALL:
+            sketch = call.at(place := call.place(role))
+            compressed = normalized.compress(sketch, tensor, norm, features, call.seed)
+            if compressed is not None:
+                tensors, layout = compressed.split()
+                return self._add((sketch, layout, tensor.shape), list(tensors), place)
+        return self.factor(dense(), features=features, role=role)
 
     def _sketch(
         self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool, role: str | None

@@ -19,6 +19,7 @@ from torch import Tensor
 from rad.functional.autocast import full_precision
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
+from rad.sketch import normalized
 from rad.sketch.levels import compute_dtype
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
@@ -205,24 +206,35 @@ def _normalize(
     """
     out, mean, scale = function(x, weight, bias)
     shape, count = x.shape, x.numel()
-    wants_x, wants_weight, wants_bias = keep.wants(x), keep.wants(weight), keep.wants(bias)
+    wants = wants_x, wants_weight, wants_bias = keep.wants(x), keep.wants(weight), keep.wants(bias)
     sizes = None if weight is None else weight.shape
-    seen = x.reshape(_sized(view, count)).to(scale.dtype)
-    stat = [s if i not in over else 1 for i, s in enumerate(seen.shape)]
+    view = _sized(view, count)
+    stat = [s if i not in over else 1 for i, s in enumerate(view)]
     scale = scale.reshape(stat)
     n = count // max(scale.numel(), 1)
-    normalized = (seen * scale if mean is None else (seen - mean.reshape(stat)).mul_(scale)).reshape(seen.shape)
     centered = mean is not None
-    h_ = keep.factor(normalized, wants_weight or (wants_x and not fixed), seen.shape[-1])
+
+    def dense() -> Tensor:
+        seen = x.reshape(view).to(scale.dtype)
+        return (seen * scale if mean is None else (seen - mean.reshape(stat)).mul_(scale)).reshape(view)
+
+    h_ = None
+    if wants_weight or (wants_x and not fixed):
+        inner = view[-1] if 0 in over else n  # elements in turn of the same statistics
+        h_ = keep.normalized(x, (mean, scale, inner), view[-1], dense)
     scale_ = keep.exact(scale, wants_x)
     weight_ = keep.exact(weight, wants_x)
-    del seen, normalized
+    loops = wants_x and not fixed and (over == (0, 2) or channels == (1, view[-1]))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        item = kept[h_]
+        item, stats = kept[h_], kept[scale_]
+        if loops and isinstance(item, Summary):
+            found = normalized.backward(item.sketch, item.compressed, grad, stats, kept[weight_], view, centered)
+            if found is not None:
+                found = found[0].reshape(shape), *(t if sizes is None else t.reshape(sizes) for t in found[1:])
+                return tuple(t if want else None for t, want in zip(found, wants, strict=True))
         h = kept.dense(h_)
-        stats = kept[scale_]
-        wide = _wide(grad.reshape(_sized(view, count)))
+        wide = _wide(grad.reshape(view))
         rest = [i for i, size in enumerate(channels) if size == 1]
         grad_weight = (wide * h).sum(rest).reshape(sizes) if wants_weight and sizes is not None else None
         grad_bias = wide.sum(rest).reshape(sizes) if wants_bias and sizes is not None else None

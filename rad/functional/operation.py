@@ -21,6 +21,7 @@ ledger, ``torch.func`` and ``torch.compile`` see all of it.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -162,6 +163,10 @@ class _Differentiable(_Apply):
         found = found if isinstance(found, tuple) else (found,)
         wanted = zip(job.places, job.wanted, strict=True)
         return None, *(found[place] if want and place < len(found) else None for place, want in wanted)
+
+
+# Asked for by every ``apply``, and not remembered by Python.
+_Apply.forward.__signature__ = inspect.signature(_Apply.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @contextmanager

@@ -101,16 +101,29 @@ def cross_entropy(
 def _cross_entropy(
     keep: Keep, x: Tensor, target: Tensor, weight: Tensor | None, ignore: int, reduction: str, smoothing: float
 ) -> Any:
-    out = F.cross_entropy(x, target, weight, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing)
+    options: dict[str, Any] = {"ignore_index": ignore, "reduction": reduction}
     axis = min(x.dim() - 1, 1)
-    p_ = keep.factor(torch.softmax(x, axis))
+    if target.is_floating_point() or smoothing or x.numel() == 0 or target.shape == x.shape:
+        out = F.cross_entropy(x, target, weight, label_smoothing=smoothing, **options)
+        p = torch.softmax(x, axis)
+    else:  # as stock does it, once for both
+        p = torch.log_softmax(x, axis)
+        out = F.nll_loss(p, target, weight, **options)
+        p.exp_()
+    p_ = keep.factor(p)
     target_, weight_ = keep.exact(target), keep.exact(weight)
     shape = x.shape
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        inner = _of_logarithms(grad, shape, axis, kept[target_], kept[weight_], ignore, reduction, smoothing)
-        total = inner.sum(axis, keepdim=True)
-        return inner - kept.times(p_, total.expand(shape))  # pyright: ignore
+        target, weight = kept[target_], kept[weight_]
+        if target.is_floating_point() or smoothing:
+            inner = _of_logarithms(grad, shape, axis, target, weight, ignore, reduction, smoothing)
+            total = inner.sum(axis, keepdim=True)
+            return inner - kept.times(p_, total.expand(shape))  # pyright: ignore
+        place, _, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
+        each = each * scale
+        # In the memory of the estimate: logits may be the largest tensors there are.
+        return kept.times(p_, each.neg().expand(shape)).scatter_add_(axis, place, each)  # pyright: ignore
 
     return out, backward
 
@@ -132,21 +145,30 @@ def _of_logarithms(
         count = max(target.numel() // classes, 1) if reduction == "mean" else 1
         soft = target.to(grad.dtype) * (1 - smoothing) + smoothing / classes
         inner = soft if gains is None else soft * gains
-    else:
-        place = target.unsqueeze(axis)
-        valid = place != ignore
-        place = place.where(valid, 0)
-        each = valid.to(grad.dtype)
-        if weight is not None:
-            each = each * weight.to(grad.dtype)[place]
-        count = each.sum() if reduction == "mean" else 1
-        inner = grad.new_zeros(shape)
-        if smoothing:
-            spread = valid.to(grad.dtype) * (smoothing / classes)
-            inner += spread if gains is None else spread * gains
-        inner.scatter_add_(axis, place, each * (1 - smoothing))
-    scale = grad.unsqueeze(axis) if reduction == "none" else grad
-    return inner * (scale / -count)
+        return inner * _scale(grad, axis, reduction, count)
+    place, valid, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
+    inner = grad.new_zeros(shape)
+    if smoothing:
+        spread = valid.to(grad.dtype) * (smoothing / classes)
+        inner += spread if gains is None else spread * gains
+    return inner.scatter_add_(axis, place, each * (1 - smoothing)).mul_(scale)
+
+
+def _targets(
+    grad: Tensor, axis: int, target: Tensor, weight: Tensor | None, ignore: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Targets, which of them count, how much, and what all of that is multiplied by; with an axis of one class."""
+    place = target.unsqueeze(axis)
+    valid = place != ignore
+    place = place.where(valid, 0)
+    each = valid.to(grad.dtype)
+    if weight is not None:
+        each = each * weight.to(grad.dtype)[place]
+    return place, valid, each, _scale(grad, axis, reduction, each.sum() if reduction == "mean" else 1)
+
+
+def _scale(grad: Tensor, axis: int, reduction: str, count: Tensor | int) -> Tensor:
+    return (grad.unsqueeze(axis) if reduction == "none" else grad) / -count
 
 
 @rule(F.nll_loss)

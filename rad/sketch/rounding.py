@@ -104,6 +104,10 @@ class Rounding(Sketch):
             )
         return bits
 
+    def size(self, count: int) -> int:
+        """Elements to a group of ``count`` elements, the last one apart."""
+        return _group_size(count, self.group)
+
     def fraction(self, itemsize: int) -> float:
         """The share of a large tensor's bytes that is kept."""
         if self.bits is None:

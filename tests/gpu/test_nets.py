@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from blocks import Attention, Residual, distance, gradients
+from calls import by_rules
 from on_device import gpu
 from sketches import normal
 from torch import distributed as dist
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rad
+from rad.functional.fused import fused
 from rad.measure import peak_bytes, saved_bytes
 from rad.nn import Seeds
 from rad.sketch import gpu as loops
@@ -70,6 +72,7 @@ def test_loops_and_plain_pytorch_give_the_same_gradients(name, monkeypatch):
     assert distance(*found) < 1e-5
 
 
+@pytest.mark.montecarlo
 @every_block
 def test_the_mean_of_many_draws_is_the_gradient(name):
     model, x = made(name)
@@ -121,6 +124,7 @@ def test_gradient_scaler():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @every_block
 def test_compiled_as_eager(name):
     torch._dynamo.reset()
@@ -253,3 +257,18 @@ def work(rank: int, port: int) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_data_parallel():
     mp.spawn(work, (29_517,), nprocs=torch.cuda.device_count())
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"is_causal": True, "dropout_p": 0.1}], ids=str)
+def test_fused_attention(options):
+    """Values and dropped probabilities of stock's own kernel; gradients of it where hardly anything is rounded."""
+    operands = [normal(4, 6, 256, 64, seed=i, dtype=torch.bfloat16).cuda().requires_grad_() for i in range(3)]
+    upstream, found, sketch = normal(4, 6, 256, 64, seed=9, dtype=torch.bfloat16).cuda(), [], rad.Rounding(bits=12)
+    for attend in (F.scaled_dot_product_attention, by_rules(F.scaled_dot_product_attention, sketch)):
+        torch.cuda.manual_seed(1)
+        out = attend(*(t * 1 for t in operands), **options)
+        found.append((out.detach(), torch.autograd.grad(out, operands, upstream)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert fused(*operands, None, options.get("dropout_p", 0.0), "is_causal" in options, None, False, FEW)
+    for ours, stock in zip(found[1][1], found[0][1], strict=True):
+        assert float((ours - stock).float().norm() / stock.float().norm()) < 0.02

@@ -5,14 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 from calls import quiet
-from cases import CASES, aliases
+from cases import CASES, aliases, kin
 from on_device import gpu, run
 
 import rad
 
 pytestmark = [gpu, *quiet]
-every_name = pytest.mark.parametrize("case", CASES + aliases(), ids=[case.name for case in CASES + aliases()])
-every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+def _marked(cases):
+    """The first case of each function; the others are slow, all together."""
+    first = {}
+    for case in cases:
+        first.setdefault(kin(case.function), case)
+    return [
+        pytest.param(case, id=case.name, marks=[] if first[kin(case.function)] is case else pytest.mark.slow)
+        for case in cases
+    ]
+
+
+every_name = pytest.mark.parametrize("case", _marked(CASES + aliases()))
+every_case = pytest.mark.parametrize("case", _marked(CASES))
 
 # With dropout stock attention takes a fused kernel on a GPU, which does not tell what it dropped; ours are the values
 # and random numbers of the composite one.

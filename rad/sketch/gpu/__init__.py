@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "bits_where_positive",
+    "channels_backward",
     "draw",
     "groups_of",
     "masked",
@@ -22,6 +23,7 @@ __all__ = [
     "pack",
     "rebuild",
     "round_to_levels",
+    "rows_backward",
     "signs",
     "unpack",
     "usable",
@@ -57,12 +59,12 @@ def groups_of(x: Tensor, size: int) -> bool:
 def _loops(device: torch.device) -> dict[str, Any] | None:
     """The loops by name, ``None`` where they do not run."""
     try:
-        from rad.sketch.gpu import levels, numbers, planes
+        from rad.sketch.gpu import levels, normalize, numbers, planes
     except ImportError:
         return None
     if device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) < _OLDEST:
         return None
-    loops = {**vars(numbers), **vars(planes), **vars(levels)}
+    loops = {**vars(numbers), **vars(planes), **vars(levels), **vars(normalize)}
     try:
         with _on(device):
             loops["draw_words"][(1,)](torch.zeros(2, dtype=torch.int64, device=device), 2, 1, 0, "words", 16, **_EXACT)
@@ -90,22 +92,27 @@ def _launch(x: Tensor, name: str, programs: int, *args: Any) -> None:
         return
     loops = _loops(x.device)
     assert loops is not None
-    loop = loops[name][(programs,)]
+    loop = functools.partial(loops[name].run, grid=(programs,), warmup=False, **_EXACT)
     if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
         with _on(x.device):
-            loop(*args, **_EXACT)
+            loop(*args)
     else:
-        loop(*args, **_EXACT)
+        loop(*args)
 
 
-def round_to_levels(x: Tensor, size: int, width: int, start: int) -> tuple[Tensor, Tensor]:
+def round_to_levels(
+    x: Tensor, size: int, width: int, start: int, norm: tuple[Tensor | None, Tensor, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """See ``rad.sketch.levels``; the dither is that of counters from ``start``."""
     count = len(x)
     groups, row_bytes, eighths, rows = _shape(count, size)
     packed = torch.empty(width, row_bytes, dtype=torch.uint8, device=x.device)
     ranges = torch.empty(2, groups, dtype=torch.bfloat16, device=x.device)
-    args = (x, packed, ranges, count, groups, row_bytes, start, size, eighths, width, rows, count % size == 0)
-    _launch(x, "round_groups", -(-groups // rows), *args)
+    mean, scale, inner = (None, None, 1) if norm is None else norm
+    stats = 1 if scale is None else scale.numel()
+    tensors = (x, packed, ranges, x if mean is None else mean, x if scale is None else scale)
+    shape = (size, eighths, width, rows, count % size == 0, scale is not None, mean is not None)
+    _launch(x, "round_groups", -(-groups // rows), *tensors, count, groups, row_bytes, start, inner, stats, *shape)
     return packed, ranges
 
 
@@ -124,6 +131,55 @@ def _shape(count: int, size: int) -> tuple[int, int, int, int]:
     """Groups, bytes of a row of bits, eights of a group as a power of two, and groups of a program."""
     eighths = 1 << (size // 8 - 1).bit_length()
     return -(-count // size), -(-count // 8), eighths, max(1, _ELEMENTS // (8 * eighths))
+
+
+def rows_backward(
+    grad: Tensor,
+    packed: Tensor,
+    ranges: Tensor,
+    size: int,
+    dither: Tensor,
+    scale: Tensor,
+    gain: Tensor | None,
+    centered: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``rad.sketch.normalized``, for statistics of rows: gradients of the input, and sums over rows ``[2, d]``."""
+    rows, d = scale.numel(), grad.numel() // scale.numel()
+    programs = min(rows, _PERSISTENT)
+    out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+    sums = torch.empty(programs, 2, d, dtype=scale.dtype, device=grad.device)
+    tensors = (grad, packed, ranges, dither, scale, scale if gain is None else gain, out, sums)
+    numbers = (rows, d, packed.shape[1], ranges.shape[1])
+    shape = (size, len(packed), 1 << (d - 1).bit_length(), centered, gain is not None)
+    _launch(grad, "rows_backward", programs, *tensors, *numbers, *shape)
+    return out, sums.sum(0)
+
+
+def channels_backward(
+    grad: Tensor,
+    packed: Tensor,
+    ranges: Tensor,
+    size: int,
+    dither: Tensor,
+    scale: Tensor,
+    gain: Tensor | None,
+    centered: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``rad.sketch.normalized``, for channels: gradients ``[n, channels, space]``, and sums ``[2, channels]``."""
+    n, channels, space = grad.shape
+    count, blocks = grad.numel(), -(-n * space // _BLOCK)
+    parts = max(1, min(blocks, 8 * _PERSISTENT // channels))
+    chunk = -(-blocks // parts) * _BLOCK
+    parts = -(-n * space // chunk)
+    sums = torch.empty(parts, 2, channels, dtype=scale.dtype, device=grad.device)
+    kept, shape = (packed, ranges, dither), (packed.shape[1], ranges.shape[1], size, len(packed), _BLOCK)
+    _launch(grad, "channel_sums", channels * parts, grad, *kept, sums, n * space, space, channels, chunk, *shape)
+    total = sums.sum(0) if parts > 1 else sums[0]
+    out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+    tensors = (grad, *kept, scale, scale if gain is None else gain, total, out)
+    numbers = (count, n * space, space, channels, *shape, centered, gain is not None)
+    _launch(grad, "channels_backward", -(-count // _BLOCK), *tensors, *numbers)
+    return out, total
 
 
 def pack(values: Tensor, width: int) -> Tensor:
@@ -177,3 +233,4 @@ def signs(out: Tensor, start: int) -> Tensor:
 
 
 _BLOCK = 1024  # numbers that a program draws
+_PERSISTENT = 528  # programs, four for each multiprocessor of an H100, that share a reduction

@@ -68,20 +68,39 @@ def _reciprocal(x):
     return y
 
 
-@triton.jit(do_not_specialize=["groups", "row_bytes", "start"])
+@triton.jit
+def _normalized(values, x_mean, x_scale, group, place, inner, stats, SIZE: tl.constexpr, CENTERED: tl.constexpr):
+    """``(values − mean) · scale``, with statistics for ``inner`` elements in turn, ``stats`` of them and all over."""
+    first = group * SIZE
+    run = (first % inner).to(tl.int32)[:, None] + place[None, :]  # counted from where the statistics of a group begin
+    stat = ((first // inner) % stats).to(tl.int32)[:, None] + run // inner
+    stat = stat % stats
+    there = (group >= 0)[:, None] & (place >= 0)[None, :]
+    if CENTERED:
+        values = values - tl.load(x_mean + stat, mask=there)
+    return values * tl.load(x_scale + stat, mask=there)
+
+
+@triton.jit(do_not_specialize=["groups", "row_bytes", "start", "inner", "stats"])
 def round_groups(
     x,
     packed,
     ranges,
+    mean,
+    scale,
     count,
     groups,
     row_bytes,
     start,
+    inner,
+    stats,
     SIZE: tl.constexpr,
     EIGHTS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,
+    SCALED: tl.constexpr,
+    CENTERED: tl.constexpr,
 ):
     """``rad.sketch.levels.round_to_levels`` for groups of ``SIZE`` elements, a multiple of 8; ``ROWS`` a program."""
     group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -89,6 +108,8 @@ def round_groups(
     at = group[:, None] * SIZE + place[None, :]
     inside = _inside(group, groups, count, SIZE, EIGHTS, EVEN)
     values = _load(x, at, inside)
+    if SCALED:
+        values = _normalized(values, mean, scale, group, place, inner, stats, SIZE, CENTERED)
     low, high = _extremes(values, inside)
     low32, step32 = _stored_range(low, high, WIDTH)
     there = group < groups

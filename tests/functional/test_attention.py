@@ -1,0 +1,96 @@
+"""Attention by PyTorch's fused kernels, which a CPU has as well: exact queries and keys, rounded values and outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import answered, by_rules
+from sketches import assert_unbiased, normal
+
+import rad
+from rad.functional import fused as module
+from rad.measure import saved_bytes
+from rad.nn import Seeds
+
+
+@pytest.fixture(autouse=True)
+def _fused_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(module, "_FUSED_ON", {"cpu"})
+    monkeypatch.setattr(module, "_WORTH", float("inf"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Forward and backward passes of the fused kernels."""
+    found = []
+
+    def counted(kernel, name):
+        return lambda *args, **options: (found.append(name), kernel(*args, **options))[1]
+
+    flash = module._FLASH["cpu"]
+    watched = flash._replace(forward=counted(flash.forward, "forward"), backward=counted(flash.backward, "backward"))
+    monkeypatch.setitem(module._FLASH, "cpu", watched)
+    return found
+
+
+def operands(*wanted, queries=9, keys=9):
+    shapes = (2, 2, queries, 8), (2, 2, keys, 8), (2, 2, keys, 8)
+    tensors = [normal(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes)]
+    return [t.requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+
+
+def attend(sketch, tensors, seeds=0, **options):
+    with answered(sketch, seeds):
+        return F.scaled_dot_product_attention(*(t * 1 for t in tensors), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}], ids=str)
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,), (0, 2)])
+def test_as_stock_where_hardly_anything_is_rounded(options, wanted, calls):
+    tensors = operands(*wanted)
+    leaves = [tensors[i] for i in wanted]
+    stock = F.scaled_dot_product_attention(*tensors, **options)
+    upstream = normal(*stock.shape, seed=7, dtype=torch.float64)
+    ours = attend(rad.Rounding(bits=16), tensors, **options)
+    assert torch.equal(ours, stock)
+    exact = torch.autograd.grad(stock, leaves, upstream)
+    torch.testing.assert_close(torch.autograd.grad(ours, leaves, upstream), exact, rtol=1e-3, atol=1e-3)
+    assert calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_right_on_average(causal):
+    tensors = operands(0, 1, 2)
+    exact = torch.autograd.grad(F.scaled_dot_product_attention(*tensors, is_causal=causal).square().sum(), tensors)
+    seeds, draws = Seeds(1), []
+    for _ in range(600):
+        out = attend(rad.Rounding(bits=2), tensors, seeds, is_causal=causal)
+        draws.append(torch.autograd.grad(out.square().sum(), tensors))
+    for found, right in zip(zip(*draws, strict=True), exact, strict=True):
+        assert_unbiased(torch.stack(found), right)
+
+
+@pytest.mark.parametrize("change", ["mask", "dropout", "groups", "features", "off"])
+def test_blocks_of_rows_where_the_kernels_do_not_serve(change, calls, monkeypatch):
+    q, k, v = operands(0, 1, 2)
+    options = {"mask": {"attn_mask": torch.ones(9, 9, dtype=torch.bool)}, "dropout": {"dropout_p": 0.2}}.get(change, {})
+    if change == "groups":
+        k, v, options = k[:, :1], v[:, :1], {"enable_gqa": True}
+    if change == "features":
+        v = v[..., :4]
+    if change == "off":
+        monkeypatch.setattr(module, "_FUSED_ON", set())
+    attend(rad.Rounding(bits=3), [q, k, v], **options).sum().backward()
+    assert calls == []
+
+
+def test_what_is_kept(monkeypatch):
+    tensors = [t.bfloat16().requires_grad_() for t in operands(queries=64, keys=64)]
+    few = by_rules(F.scaled_dot_product_attention)
+    held = saved_bytes(lambda: few(*(t * 1 for t in tensors)).float().sum()).total
+    count = tensors[0].numel()
+    ours = 2 * 2 * count + 2 * 3 * count // 8  # queries and keys; values and outputs in three bits
+    assert ours < held < 1.15 * ours
+    monkeypatch.setattr(module, "_WORTH", 0.5)
+    assert saved_bytes(lambda: few(*(t * 1 for t in tensors)).float().sum()).total != held
