@@ -122,7 +122,7 @@ def normed(
 ) -> list[Tensor]:
     """What is kept of normalized values, a copy of each, and gradients."""
     x = (3 + 2 * normal(*shape, dtype=dtype, device=device)).requires_grad_()
-    real = torch.promote_types(dtype, torch.float32) if centered else dtype
+    real = torch.promote_types(dtype, torch.float32) if channels else dtype  # as stock takes them on a GPU
     size = shape[1] if channels else shape[-1]
     given = [(1 + normal(size, dtype=real, device=device, seed=i)).requires_grad_() for i in range(2)]
     weight, bias = given if weights else (None, None)

@@ -17,7 +17,8 @@ __all__ = ["Allocator"]
 class Allocator:
     """Plans a model anew every so many steps, within the same budget.
 
-    Which tensors the noise comes from changes while a model learns. Call ``step`` before each training step::
+    Which tensors the noise comes from changes while a model learns, and fastest in the beginning: before the first
+    ``every`` steps are over, it also measures after 8, 16, 32 … of them. Call ``step`` before each training step::
 
         allocator = rad.Allocator(model, nbytes="50MB", every=500)
         for x, y in batches:
@@ -35,7 +36,7 @@ class Allocator:
         model: Plain or converted; it is converted in place at the first step.
         nbytes: See ``rad.allocate``.
         variance: Likewise.
-        every: Steps between two measurements.
+        every: Steps between two measurements, once so many are made.
         generator: Where the seeds of the summaries come from; see ``rad.convert``. By default a model that is converted
             goes on with its own.
         options: More of what ``rad.allocate`` takes: ``draws``, ``passes``, ``seed``.
@@ -70,7 +71,8 @@ class Allocator:
         Returns:
             Whether there is a new plan.
         """
-        due = self._steps % self.every == 0
+        doubled = self._steps >= 8 and self._steps & (self._steps - 1) == 0
+        due = self._steps % self.every == 0 or (doubled and self._steps < self.every)
         if due:
             seed = self.options.get("seed", 0) + self._steps  # signs of its own for each measurement
             options = {**self.options, "seed": seed}

@@ -198,7 +198,7 @@ def _probabilities(
     if mask is not None:
         part = _masked_part(mask, block)
         scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores + part
-    return torch.ops.aten._safe_softmax(scores, -1)
+    return torch.ops.aten._safe_softmax(scores, -1).to(q.dtype)  # autocast forms it in single precision
 
 
 def _masked_part(mask: Tensor, block: _Block) -> Tensor:

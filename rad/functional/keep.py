@@ -18,7 +18,7 @@ __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
 _SMALL = 256
 _EXACT = Exact()
 
-# Called with how something is kept, "exact", "1 bit" or a sketch, its tensors, and its place or ""; see ``rad.measure``.
+# Called with how something is kept, "exact", "1 bit" or a sketch, its tensors, its place or ""; see ``rad.measure``.
 listeners: list[Callable[[str, list[Tensor], str], None]] = []
 
 

@@ -131,6 +131,8 @@ def _weights(bits: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _pack_words(flags: Tensor) -> Tensor:
+    if flags.shape[1] == 0:
+        return flags.new_empty(flags.shape, dtype=torch.uint8)
     flags = torch.nn.functional.pad(flags != 0, (0, -flags.shape[1] % 8))
     # Sign extension by the shift only touches bits that the conversion to a byte drops.
     return (flags.contiguous().view(torch.int64) * _GATHER >> 56).to(torch.uint8)

@@ -73,12 +73,12 @@ def backward(
         return None
     if scale.dtype != compute_dtype(grad.dtype):
         return None
-    size = sketch.size(grad.numel())
+    size, grad = sketch.size(grad.numel()), grad.reshape(view).contiguous()
     if not gpu.groups_of(grad, size) or (len(view) == 2 and view[1] > _LONGEST):
         return None
     packed, ranges = compressed.kept
     dither = compressed.stream().uniform((ranges.shape[1] + size,), scale.dtype)
     run = gpu.rows_backward if len(view) == 2 else gpu.channels_backward
     gain = None if gain is None else gain.contiguous()
-    grad_x, sums = run(grad.reshape(view).contiguous(), packed, ranges, size, dither, scale, gain, centered)
+    grad_x, sums = run(grad, packed, ranges, size, dither, scale, gain, centered)
     return grad_x, sums[0], sums[1]

@@ -139,3 +139,10 @@ def test_a_state_of_another_model():
     damaged["plan"]["places"] = 3
     with pytest.raises(ValueError, match="no plan: places must be a mapping"):
         run.allocator.load_state_dict(damaged)
+
+
+def test_in_the_beginning_it_measures_after_twice_as_many_steps_each_time():
+    run, x = Run(), torch.randn(24, 16)
+    allocator = rad.Allocator(run.model, BUDGET, every=40, generator=run.seeds)
+    planned = [i for i in range(81) if allocator.step(lambda: run.model(x).square().mean())]
+    assert planned == [0, 8, 16, 32, 40, 80]
