@@ -29,7 +29,7 @@ def shell(*args: str, cwd: Path, **environment: str) -> subprocess.Popen:
         (["optimizer.lr=1", "++optimizer.lr=1"], "optimizer.lr is given 2 times"),
         (["model=null"], "Config group override must be a string or a list"),
         (["seed=${nothing}"], "Interpolation key 'nothing' not found"),
-        (["method=magic"], "Could not find 'method/magic'; Available options in 'method':; checkpoint"),
+        (["method=magic"], "Could not find 'method/magic'; Available options in 'method':; accumulate"),
         (["run_dir=[1]"], "run_dir must name a folder, got [1]"),
     ],
 )

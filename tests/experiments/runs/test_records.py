@@ -109,7 +109,7 @@ def test_target_reached_by_some_gives_no_mean(three_seeds):
 def test_markdown_names_its_provenance(three_seeds):
     runs = load_runs([three_seeds])
     text = table_markdown(summary_table(runs, 0.1), runs, "python it")
-    for part in ("toy", "0.1", "Student-t", "a" * 10, "Some CPU", "2.14.1", "`python it`", "17 ± 14", "0.07 ± 0.066"):
+    for part in ("toy", "0.1", "Student-t", "a" * 10, "Some CPU", "2.14.1", "`python it`", "17 ± 14", "0.07 ± 0.0657"):
         assert part in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
