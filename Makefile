@@ -42,7 +42,7 @@ bench: $(ENV) ## step time and saved bytes of every method against exact
 plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
 	$(BIN)/python scripts/plot.py $(RUNS) --out $(OUT)
 
-reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes, no data needed), laptop (3 hours) or paper (days)
+reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes, no data needed), laptop (3 hours), desk (a day or two) or paper (days)
 	$(BIN)/python scripts/reproduce.py --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) $(if $(REPORT),--out $(REPORT))
 
 status: $(ENV) ## all runs below RUNS: how far they are, last losses, time left
