@@ -41,6 +41,8 @@ PAIRS = [
 @pytest.mark.parametrize(("experiment", "method"), PAIRS)
 def test_every_method_of_every_experiment_takes_two_steps(config, experiment, method):
     choice = ["debug=two_steps"] if experiment is None else [f"experiment={experiment}", "iterations=2"]
+    # What stays exact of the small language models, their logits, takes more than a tenth.
+    choice += ["budget=0.4"] if method == "rad_auto" else []
     trainer, meta = build(config(*choice, f"method={method}"))
     records = []
     trainer.run(records.append, lambda state: None)

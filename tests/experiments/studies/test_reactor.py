@@ -16,7 +16,14 @@ from experiments.runs.study import build, generator
 from rad.pde import simulate
 
 SMALL = ["experiment=reactor", "scale=smoke"]
-METHODS = [m for m in GROUPS["method"] if m != "small_batch"]
+BATCHES = {"small_batch", "accumulate", "compile_budget", "rad_auto"}  # there is none
+METHODS = [m for m in GROUPS["method"] if m not in BATCHES]
+
+
+@pytest.mark.parametrize("method", sorted(BATCHES))
+def test_methods_for_batches_are_refused_in_a_sentence(cli, capsys, method):
+    with pytest.raises(SystemExit, match=f"method={method} has no meaning for the reactor, which has no batch"):
+        cli(*SMALL, f"method={method}", small=False)
 
 
 @pytest.mark.slow
