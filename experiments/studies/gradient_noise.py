@@ -27,7 +27,7 @@ from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases
 from experiments.studies.noise_figure import noise_figure
 from experiments.studies.settings import COMPARED, NoiseSettings
-from experiments.studies.step_noise import step_cases, step_figure, step_report
+from experiments.studies.step_noise import BATCH_DRAWS, step_cases, step_figure, step_report
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
 
@@ -36,7 +36,6 @@ __all__ = ["PAPER", "GradientNoiseStudy", "at_equal_bytes", "draw_counts", "rati
 PHASES = ("initial", "trained")
 PAPER = ("rad_same", "rad_diff", "rad_proj")
 TOLERANCE = 1.1  # between bytes that count as equal
-_BATCH_DRAWS = 4  # times as many of batches: their noise is that of fewer numbers, so its size is less certain
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _case(
         return at.data.loss(model(x), y)
 
     exact = None if isinstance(method, SmallBatch) else at.exact
-    draws *= _BATCH_DRAWS if isinstance(method, SmallBatch) else 1
+    draws *= BATCH_DRAWS if isinstance(method, SmallBatch) else 1
     noise = gradient_noise(lambda: gradients(model, loss), draws, exact)
     return {
         "net": net,

@@ -24,11 +24,11 @@ from experiments.show.tables import markdown
 from rad.measure import gradient_noise, gradients, hessian_product
 from rad.nn import Seeds
 
-__all__ = ["MEASURES", "around", "ratios", "step_cases", "step_figure", "step_report"]
+__all__ = ["BATCH_DRAWS", "MEASURES", "around", "ratios", "step_cases", "step_figure", "step_report"]
 
 MEASURES = {"variance": "tr Σ", "curved": "tr HΣ", "lost": "loss added by a step"}
 _CHUNK = 100  # examples at a time: a second derivative holds several times what a gradient does
-_BATCH_DRAWS = 4  # times as many of batches: their noise is that of fewer numbers, so its size is less certain
+BATCH_DRAWS = 4  # times as many of batches: their noise is that of fewer numbers, so its size is less certain
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _case(
         return noise
 
     zero = {key: torch.zeros_like(g) for key, g in at.gradient.items()}
-    draws = config.nets[net].draws * (_BATCH_DRAWS if of_batches else 1)
+    draws = config.nets[net].draws * (BATCH_DRAWS if of_batches else 1)
     noise = gradient_noise(draw, draws, zero, at.curvature)
     values = torch.tensor(lost, dtype=torch.float64)
     x, y = whole[0][:size].clone(), whole[1][:size].clone()

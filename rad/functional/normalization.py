@@ -221,7 +221,7 @@ def _normalize(
     h_ = None
     if wants_weight or (wants_x and not fixed):
         inner = view[-1] if 0 in over else n  # elements in turn of the same statistics
-        h_ = keep.normalized(x, (mean, scale, inner), view[-1], dense)
+        h_ = keep.normalized(x.reshape(view), (mean, scale, inner), view[-1], dense)
     scale_ = keep.exact(scale, wants_x)
     weight_ = keep.exact(weight, wants_x)
     loops = wants_x and not fixed and (over == (0, 2) or channels == (1, view[-1]))
@@ -233,7 +233,7 @@ def _normalize(
             if found is not None:
                 found = found[0].reshape(shape), *(t if sizes is None else t.reshape(sizes) for t in found[1:])
                 return tuple(t if want else None for t, want in zip(found, wants, strict=True))
-        h: Any = None if h_ is None else kept.dense(h_).reshape(view)
+        h = kept.dense(h_)
         wide = _wide(grad.reshape(view))
         rest = [i for i, size in enumerate(channels) if size == 1]
         grad_weight = (wide * h).sum(rest).reshape(sizes) if wants_weight and sizes is not None else None
@@ -248,7 +248,7 @@ def _normalize(
         result = torch.addcmul(inner, h, slope)
         noise = item.noise() if isinstance(item, Summary) else None  # only where it is used
         if noise is not None:
-            result = result.addcmul_(inner, noise.reshape(view), value=1 / n)
+            result = result.addcmul_(inner, noise, value=1 / n)
         if centered:
             result = result.sub_(inner.mean(over, keepdim=True))
         return result.mul_(stats).reshape(shape), grad_weight, grad_bias
