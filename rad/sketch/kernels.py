@@ -22,6 +22,7 @@ except ImportError:
 
 __all__ = [
     "bits_to_bytes",
+    "bytes_to_bits",
     "compiled",
     "flags_to_bits",
     "gather",
@@ -176,21 +177,36 @@ def flags_to_bits(flags, place, packed):
 
 
 @compiled
+def _transposed(word):
+    """The matrix of 8 × 8 bits in a word with rows and columns exchanged: single bits, blocks of 2 × 2, of 4 × 4."""
+    other = (word ^ (word >> _7)) & _MATRIX_1
+    word ^= other ^ (other << _7)
+    other = (word ^ (word >> _14)) & _MATRIX_2
+    word ^= other ^ (other << _14)
+    other = (word ^ (word >> _28)) & _MATRIX_4
+    return word ^ other ^ (other << _28)
+
+
+@compiled
 def bits_to_bytes(planes, words):
     """Eight bytes in each of ``words``, bit ``j`` of them from row ``j`` of ``planes`` ``[≤ 8, words]``."""
     for j in range(planes.shape[0]):
         row, place = planes[j], _U(8 * j)
         for i in range(words.size):
             words[i] = (words[i] if j > 0 else _U(0)) | (_U(row[i]) << place)
-    # Each word now is a matrix of 8 × 8 bits, to be transposed: single bits, then blocks of 2 × 2, then of 4 × 4.
     for i in range(words.size):
-        word = words[i]
-        other = (word ^ (word >> _7)) & _MATRIX_1
-        word ^= other ^ (other << _7)
-        other = (word ^ (word >> _14)) & _MATRIX_2
-        word ^= other ^ (other << _14)
-        other = (word ^ (word >> _28)) & _MATRIX_4
-        words[i] = word ^ other ^ (other << _28)
+        words[i] = _transposed(words[i])
+
+
+@compiled
+def bytes_to_bits(words, planes):
+    """Undoes ``bits_to_bytes``; ``words`` are overwritten."""
+    for i in range(words.size):
+        words[i] = _transposed(words[i])
+    for j in range(planes.shape[0]):
+        row, place = planes[j], _U(8 * j)
+        for i in range(words.size):
+            row[i] = np.uint8((words[i] >> place) & _U(255))
 
 
 @compiled

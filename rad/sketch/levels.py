@@ -82,17 +82,16 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
     groups = -(-len(x) // size)
     if gpu.groups_of(x, size):
         return gpu.round_to_levels(x, size, width, stream.advance(groups + size))
-    if x.dtype == torch.float16:  # which the compiled loops do not know
-        x = x.float()
-    dither = stream.uniform((groups + size,), compute_dtype(x.dtype))
-    if kernels.usable(x, torch.bfloat16):
+    x = x.to(compute_dtype(x.dtype))
+    dither = stream.uniform((groups + size,), x.dtype)
+    if kernels.usable(x):
         packed = x.new_empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
         real = dither.numpy().dtype.type
-        arrays = (_array(x), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
+        arrays = (x.numpy(), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
         kernels.shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY))
         return packed, ranges
-    rows = grouped(x.to(dither.dtype), size)
+    rows = grouped(x, size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
     u = (dither[:groups, None] + dither[groups:]).frac_()
     steps = (rows - low.to(u.dtype)[:, None]).mul_(step.to(u.dtype).reciprocal()[:, None]).add_(u)
@@ -142,15 +141,9 @@ _16 = np.uint32(16)
 
 
 @compiled
-def _load(x, values):
-    """``values = x`` in wider precision where ``x`` holds the bits of bfloat16."""
-    if x.itemsize == 2:
-        bits = values.view(np.uint32)
-        for i in range(x.size):
-            bits[i] = np.uint32(x[i]) << _16
-    else:
-        for i in range(x.size):
-            values[i] = x[i]
+def _together(size):
+    """Groups whose levels are held at a time: they fill whole bytes, and some thousand elements have less overhead."""
+    return 8 // math.gcd(size, 8) * max(1, 2048 // size)
 
 
 @compiled
@@ -216,44 +209,45 @@ def _from_levels(lower, upper, width, low, step, shift, by_place, half, one, zer
 def _round(x, dither, packed, ranges, flip, size, stretch, tiny, first, last):
     """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, values = dither[groups:], np.empty(size, dither.dtype)
+    by_place = dither[groups:]
     zero, one = dither.dtype.type(0), dither.dtype.type(1)
-    found, stored = np.empty(2, dither.dtype), np.empty(2, np.float32)
+    together = _together(size)
+    found, stored = np.empty((2, together), dither.dtype), np.empty((2, together), np.float32)
     found_keys, stored_bits = found.view(flip.dtype), stored.view(np.uint32)
-    together = 8 // math.gcd(size, 8)  # groups that fill whole bytes
     lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
+    # A group's range takes some dozen steps that wait for each other: those of several groups overlap.
     for block in range(first, last, together):
-        behind = min(min(block + together, last) * size, x.size) - block * size
-        lower[behind : behind + 8] = 0
-        upper[behind : behind + 8] = 0
-        for g in range(block, min(block + together, last)):
-            part = x[g * size : (g + 1) * size]
-            own = values[: part.size]
-            _load(part, own)
-            at = (g - block) * size
-            low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
-            found_keys[0], found_keys[1] = _extremes(own.view(flip.dtype), flip[0], flip[1])
-            if not (np.isfinite(found[0]) and np.isfinite(found[1])):
-                ranges[0, g] = ranges[1, g] = 0x7FC0  # NaN
+        own, held = x[block * size : min(block + together, last) * size], min(together, last - block)
+        for g in range(held):
+            keys = own[g * size : (g + 1) * size].view(flip.dtype)
+            found_keys[0, g], found_keys[1, g] = _extremes(keys, flip[0], flip[1])
+        for g in range(held):
+            stored[0, g] = found[0, g]
+            stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
+            if dither.dtype.type(stored[0, g]) > found[0, g]:
+                stored[0, g] -= abs(stored[0, g]) * np.float32(2.0**-7)
+                stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
+            stored[1, g] = max((found[1, g] - dither.dtype.type(stored[0, g])) * stretch, tiny)
+            stored_bits[1, g] = np.uint32(_bfloat16(stored_bits[1, g])) << _16
+            if not (np.isfinite(found[0, g]) and np.isfinite(found[1, g])):
+                stored[0, g] = stored[1, g] = np.nan
+            ranges[0, block + g], ranges[1, block + g] = stored_bits[0, g] >> _16, stored_bits[1, g] >> _16
+        lower[own.size : own.size + 8] = 0
+        upper[own.size : own.size + 8] = 0
+        for g in range(held):
+            part = own[g * size : (g + 1) * size]
+            low_bytes, high_bytes = lower[g * size : (g + 1) * size], upper[g * size : (g + 1) * size]
+            if np.isnan(stored[1, g]):
                 low_bytes[:] = 0
                 high_bytes[:] = 0
                 continue
-            stored[0] = found[0]
-            stored_bits[0] = np.uint32(_bfloat16(stored_bits[0])) << _16
-            if dither.dtype.type(stored[0]) > found[0]:
-                stored[0] -= abs(stored[0]) * np.float32(2.0**-7)
-                stored_bits[0] = np.uint32(_bfloat16(stored_bits[0])) << _16
-            low = dither.dtype.type(stored[0])
-            stored[1] = max((found[1] - low) * stretch, tiny)
-            ranges[0, g], ranges[1, g] = _bfloat16(stored_bits[0]), _bfloat16(stored_bits[1])
-            stored_bits[1] = np.uint32(ranges[1, g]) << _16
-            inverse = one / dither.dtype.type(stored[1])
-            _to_levels(own, low, inverse, dither[g], by_place, zero, one, low_bytes, high_bytes, width)
-        start = block * size // 8
-        count = (behind + 7) // 8
-        for j in range(width):
-            row, level = packed[j, start : start + count], lower if j < 8 else upper
-            kernels.flags_to_bits(level[: 8 * count].view(np.uint64), np.uint64(j & 7), row)
+            low, inverse = dither.dtype.type(stored[0, g]), one / dither.dtype.type(stored[1, g])
+            _to_levels(part, low, inverse, dither[block + g], by_place, zero, one, low_bytes, high_bytes, width)
+        start, count = block * size // 8, (own.size + 7) // 8
+        planes = packed[:, start : start + count]
+        kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8])
+        if width > 8:
+            kernels.bytes_to_bits(upper[: 8 * count].view(np.uint64), planes[8:])
 
 
 @compiled
@@ -264,7 +258,7 @@ def _rebuild(packed, ranges, dither, out, size, tiny, first, last):
     half, one, zero = dither.dtype.type(0.5), dither.dtype.type(1), dither.dtype.type(0)
     stored = np.empty(2, np.float32)
     stored_bits = stored.view(np.uint32)
-    together = 8 // math.gcd(size, 8)
+    together = _together(size)
     lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
     for block in range(first, last, together):
         behind = min(min(block + together, last) * size, out.size) - block * size
