@@ -165,8 +165,21 @@ class _Differentiable(_Apply):
         return None, *(found[place] if want and place < len(found) else None for place, want in wanted)
 
 
-# Asked for by every ``apply``, and not remembered by Python.
-_Apply.forward.__signature__ = inspect.signature(_Apply.forward)  # pyright: ignore[reportFunctionMemberAccess]
+class _Signature(inspect.Signature):
+    """One without defaults, which every ``apply`` asks for: binding arguments to names costs what a kernel does."""
+
+    args, kwargs = (), {}
+
+    def bind(self, *args: Any) -> Any:
+        bound = _Signature()
+        bound.args = args
+        return bound
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
+_Apply.forward.__signature__ = _Signature()  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @contextmanager

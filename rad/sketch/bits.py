@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels
+from rad.sketch.threads import shared
 
 __all__ = [
     "MAX_BITS",
@@ -106,7 +107,7 @@ def pack_positive(x: Tensor) -> Tensor:
         return gpu.bits_where_positive(x)
     if kernels.usable(x):
         packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8)
-        kernels.shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
+        shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
         return packed
     return pack(~(x <= 0), bits=1)
 
@@ -120,7 +121,7 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype)
         words = _WORDS[x.element_size()]
         source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))
-        kernels.shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
+        shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
         return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 

@@ -6,10 +6,7 @@ PyTorch takes ten of each. Without numba, on other devices and in half precision
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,7 +29,6 @@ __all__ = [
     "pack_positive",
     "scatter",
     "seen_by_numpy",
-    "shared",
     "signs",
     "uniform",
     "usable",
@@ -65,34 +61,6 @@ def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     except RuntimeError:  # nowhere to write a cache: compiled anew by each process
         return numba.njit(fn, **options)
 
-
-_SHARE = 2**16  # elements worth a thread of their own
-
-
-def shared(loop: Callable[..., None], count: int, unit: int, *args: Any) -> None:
-    """``loop(*args, first, last)`` for parts of ``count``, by as many threads as PyTorch uses and the size is worth.
-
-    Args:
-        loop: Releases the interpreter's lock.
-        count: Groups, each of about ``unit`` elements.
-        unit: Elements to a group; parts begin at multiples of eight groups.
-        args: What all parts share.
-    """
-    parts = min(torch.get_num_threads(), max(1, count * unit // _SHARE))
-    marks = [min(count, 8 * -(-count * i // (8 * parts))) for i in range(parts + 1)]
-    jobs = [_pool().submit(loop, *args, *span) for span in zip(marks[1:], marks[2:], strict=False)] if parts > 1 else []
-    loop(*args, marks[0], marks[1])
-    for job in jobs:
-        job.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "rad")
-
-
-if hasattr(os, "register_at_fork"):  # the threads of a pool do not survive a fork
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.
 _U = np.uint64

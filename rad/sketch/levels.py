@@ -16,6 +16,7 @@ from rad.sketch import gpu, kernels
 from rad.sketch.bits import pack, packed_bytes, unpack
 from rad.sketch.kernels import compiled
 from rad.sketch.random import Stream
+from rad.sketch.threads import shared
 
 __all__ = [
     "RANGE_BYTES",
@@ -89,7 +90,7 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
         real = dither.numpy().dtype.type
         arrays = (x.numpy(), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
-        kernels.shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY))
+        shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY))
         return packed, ranges
     rows = grouped(x, size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
@@ -116,7 +117,7 @@ def rebuild(
     dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
     if kernels.usable(out, torch.bfloat16):
         arrays = (packed.numpy(), _array(ranges), dither.numpy(), _array(out))
-        kernels.shared(_rebuild, groups, size, *arrays, size, dither.numpy().dtype.type(_TINY))
+        shared(_rebuild, groups, size, *arrays, size, dither.numpy().dtype.type(_TINY))
         return out
     low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
     rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)

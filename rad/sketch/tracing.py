@@ -37,7 +37,14 @@ _SKETCHES: dict[str, Sketch] = {}
 
 def traced(x: Tensor) -> bool:
     """Whether a tensor stands for another, in a graph in the making or inside a transform of ``torch.func``."""
-    return isinstance(x, (FakeTensor, FunctionalTensor)) or get_proxy_mode() is not None or transformed()
+    if type(x) is not Tensor and isinstance(x, (FakeTensor, FunctionalTensor)):
+        return True
+    return (_modes() and get_proxy_mode() is not None) or transformed()
+
+
+def _modes() -> bool:
+    """Whether any mode below the dispatcher is entered, of which ``get_proxy_mode`` takes ten times as long to ask."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
 
 
 def transformed() -> bool:

@@ -14,6 +14,7 @@ from sketches import normal
 
 import rad
 from rad.sketch import kernels
+from rad.sketch import threads as loop_threads
 
 ROOT = Path(__file__).parents[2]
 SKETCH = rad.Rounding(bits=3)
@@ -44,11 +45,52 @@ def test_two_threads_at_the_same_time_get_the_bits_that_they_get_one_after_the_o
         assert all(map(torch.equal, a, b))
 
 
+def test_pytorchs_own_threads_and_a_pool_give_the_bits_of_one_thread(threads, monkeypatch):
+    threads(1)
+    expected = summary(0)
+    threads(2)
+    team, used = loop_threads._by_team, []
+    monkeypatch.setattr(loop_threads, "_by_team", lambda *args: used.append(team(*args)))
+    assert all(map(torch.equal, summary(0), expected))
+    assert len(used) == (4 if loop_threads._openmp() else 0)  # loops
+    monkeypatch.setattr(loop_threads, "_openmp", lambda: None)
+    assert all(map(torch.equal, summary(0), expected))
+    assert len(used) <= 4
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1000, 1024])
+def test_all_parts_are_run_once_and_begin_at_whole_bytes(threads, monkeypatch, count):
+    monkeypatch.setattr(loop_threads, "_SHARE", 64)
+    threads(3)
+    done = []
+    loop_threads.shared(lambda what, first, last: done.append((what, first, last)), count, 16, "this")
+    spans = sorted(span for _, *span in done)
+    assert {what for what, *_ in done} == {"this"}
+    assert all(first % 8 == 0 for first, _ in spans)
+    assert [i for first, last in spans for i in range(first, last)] == list(range(count))
+    assert (len(spans) > 1) == (count > 9)
+
+
+@pytest.mark.parametrize("by", ["team", "pool"])
+def test_what_a_loop_raises_is_raised(threads, monkeypatch, by):
+    if by == "pool":
+        monkeypatch.setattr(loop_threads, "_openmp", lambda: None)
+    monkeypatch.setattr(loop_threads, "_SHARE", 64)
+    threads(2)
+
+    def loop(first, last):
+        raise ZeroDivisionError(first)
+
+    with pytest.raises(ZeroDivisionError):
+        loop_threads.shared(loop, 1024, 16)
+    assert not loop_threads._jobs
+
+
 def test_one_thread_means_one(threads, monkeypatch):
     def nobody():
         raise AssertionError("a second thread was asked for")
 
-    monkeypatch.setattr(kernels, "_pool", nobody)
+    monkeypatch.setattr(loop_threads, "_openmp", nobody)
     threads(1)
     summary(0)
     threads(2)
@@ -65,6 +107,7 @@ child = os.fork()
 if child == 0:
     torch.set_num_threads(2)
     kept = sketch.compress(x, seed=seed).kept
+    torch.set_num_threads(1)  # more would make PyTorch's own comparison wait for ever
     os._exit(0 if all(map(torch.equal, kept, expected)) else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
