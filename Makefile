@@ -2,6 +2,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 ENV := .venv/.complete
+LOCK := requirements.lock
+# For every platform and Python that pyproject.toml allows; versions that the lock has already stay.
+UV := $(BIN)/uv
+RESOLVE := $(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	--no-emit-index-url --no-header --no-annotate --quiet --output-file
 RUNS ?= runs
 OUT ?= results/plot
 SCALE ?= laptop
@@ -12,12 +17,23 @@ JOBS ?= 2
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(ENV) ## make .venv and install the project with everything for development
+setup: $(ENV) ## make .venv and install the project with everything for development, in the versions of requirements.lock
 
-$(ENV): pyproject.toml
+$(ENV): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) -e '.[dev]'
 	touch $@
+
+$(UV):  # alone, for the lock has to be mended where nothing can be installed by it
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+lock: $(UV) ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 takes the newest of all
+	$(RESOLVE) $(LOCK) $(if $(UPGRADE),--upgrade)
+
+locked: $(UV) ## whether requirements.lock is what pyproject.toml asks for
+	@scratch=$$(mktemp) && cp $(LOCK) $$scratch && $(RESOLVE) $$scratch && cmp --silent $(LOCK) $$scratch \
+		|| { echo "error: requirements.lock is not what pyproject.toml asks for; 'make lock' mends it"; exit 1; }
 
 run: $(ENV) ## the main job on real digits: random projection at a tenth of the bytes
 	$(BIN)/python run.py method=rad_proj budget=0.1
@@ -54,4 +70,4 @@ watch: $(ENV) ## the same, until Ctrl-C
 clean: ## remove the environment; runs and results stay
 	rm -rf .venv
 
-.PHONY: help setup run test quick test-gpu lint bench plot reproduce status watch clean
+.PHONY: help setup lock locked run test quick test-gpu lint bench plot reproduce status watch clean
