@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import sys
@@ -36,6 +37,7 @@ def spoken(command: Callable[[], None]) -> None:
     HYDRA_FULL_ERROR it hands all errors on: to us, or, if the user has set it, to the user.
     """
     os.environ[_LAUNCHER] = str(os.getpid())
+    logging.getLogger("submitit").addFilter(_Once("sacct"))
     if os.environ.get("HYDRA_FULL_ERROR"):
         command()
         return
@@ -132,6 +134,20 @@ def _sentence(error: Exception) -> str | None:
     if f"{os.sep}submitit{os.sep}" in raised:
         return f"the cluster does not take the sweep ({'; '.join(lines)}); see hydra.launcher, or leave it out"
     return None
+
+
+class _Once(logging.Filter):
+    """Lets the first message with a word through: a cluster without accounting is complained of every few seconds."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word, self._met = word, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self._word not in record.getMessage():
+            return True
+        first, self._met = not self._met, True
+        return first
 
 
 def _said(sentence: str) -> str | int:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,19 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
 from experiments.runs import launch as study
 from experiments.runs.configs import composed
+from scripts import slurm
 
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = ["method=exact,rad_diff", "data=mnist", "batch_size=30", "evaluate.test_every=20", "threads=1"]
 CLOCKS = {"train_seconds"}
 
 
-def launch(runs: Path, digits: Path, *more: str) -> subprocess.Popen:
-    how = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+
+
+def launch(runs: Path, digits: Path, *more: str, how: list[str] = LOCAL, **variables: str) -> subprocess.Popen:
     command = [sys.executable, "run.py", "-m", *how, f"runs={runs}", *SWEEP, *more]
-    environment = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True)
 
 
@@ -102,6 +106,55 @@ def test_two_launches_at_once_do_no_harm(tmp_path, digits):
     assert records(tmp_path / "runs") == records(tmp_path / "alone")
     outputs = "".join(file.read_text() for file in (tmp_path / "runs").rglob("*_log.out"))
     assert any(text in outputs + said[0] + said[1] for text in ("another process works in", "is finished already"))
+
+
+@pytest.fixture
+def cluster():
+    if absent := slurm.missing():
+        pytest.skip(f"no SLURM here, for want of {', '.join(absent)}")
+    with slurm.Cluster() as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_jobs_are_requeued_and_outlive_who_launched_them(tmp_path, digits, cluster):
+    runs, whole = tmp_path / "runs", tmp_path / "whole"
+    how = ["hydra/launcher=slurm", "hydra.launcher.partition=all", "hydra.launcher.mem_gb=2"]
+    how += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
+
+    def sweep() -> subprocess.Popen:
+        return launch(runs, digits, "iterations=1500", how=how, **cluster.environment)
+
+    def wait(until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not until():
+            assert time.monotonic() < deadline, cluster.call("squeue")
+            time.sleep(0.2)
+
+    def begun() -> bool:
+        assert first.poll() is None, first.communicate()[0]
+        return len(records(runs)) == 2 and all(len(lines) > 2 for lines in records(runs).values())
+
+    first = sweep()
+    wait(begun)
+    jobs = cluster.call("squeue", "--noheader", "--array", "--format=%i").split()
+    assert len(jobs) == 2
+    assert cluster.call("scontrol", "requeue", jobs[0]) == ""
+    first.kill()
+    first.communicate()
+    wait(lambda: cluster.call("squeue", "--noheader", "--array", f"--job={jobs[0]}", "--format=%t").strip() == "PD")
+    cluster.call("scontrol", "update", f"JobId={jobs[0]}", "StartTime=now")  # in place of two minutes later
+    wait(lambda: not cluster.call("squeue", "--noheader").strip())
+    assert "Restarts=1" in cluster.call("scontrol", "show", "job", jobs[0])
+    undisturbed(whole, "iterations=1500")
+    assert records(runs) == records(whole)
+
+    before = {file: file.stat().st_mtime_ns for file in runs.rglob("checkpoint.pt")}
+    again = sweep()
+    said = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, said
+    assert said.count("Bypassing sacct error") == 1  # there is no accounting
+    assert {file: file.stat().st_mtime_ns for file in runs.rglob("checkpoint.pt")} == before
 
 
 def test_slurm_takes_our_settings():
