@@ -34,7 +34,7 @@ from experiments.nets import CASES, Case, build
 from experiments.options import THREADS, listed, whole
 from experiments.runs import provenance
 from experiments.show.figures import save, style
-from experiments.show.tables import markdown, prepare, publish
+from experiments.show.tables import last, markdown, prepare, publish
 from rad.budget import Plan
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
@@ -286,8 +286,9 @@ def main() -> None:
     publish(f"{head}\n\n{markdown([shown(row) for row in rows])}\n", table)
     if args.out is not None:
         frame = pd.DataFrame(rows)
-        frame.to_csv(args.out / "front.csv", index=False)
-        save(figure(frame), args.out / "front")
+        with last(args.out):
+            frame.to_csv(args.out / "front.csv", index=False)
+            save(figure(frame), args.out / "front")
 
 
 if __name__ == "__main__":
