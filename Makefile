@@ -39,10 +39,10 @@ run: $(ENV) ## the main job on real digits: random projection at a tenth of the 
 	$(BIN)/python run.py method=rad_proj budget=0.1
 
 test: $(ENV) ## all tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: $(ENV) ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not montecarlo'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not montecarlo'
 
 test-gpu: $(ENV) ## the tests that need a GPU, in as many processes as it takes
 	$(BIN)/python -m pytest -n 8 --maxschedchunk 1 -m gpu tests/gpu

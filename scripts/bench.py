@@ -23,6 +23,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from experiments.errors import UserError, first_line
+from experiments.options import THREADS, whole
 from experiments.runs import provenance
 from experiments.runs.parts import make
 from experiments.runs.study import build, undisturbed, validate
@@ -79,14 +80,11 @@ def main() -> None:
     """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings as for run.py; method=a,b chooses methods")
-    parser.add_argument("--rounds", type=int, default=60, help="blocks of each method (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="steps in a block (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--rounds", type=whole(2), default=60, help="blocks of each method (default %(default)s)")
+    parser.add_argument("--steps", type=whole(2), default=20, help="steps in a block (default %(default)s)")
+    parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_intermixed_args()
-    for name in ("rounds", "steps"):
-        if getattr(args, name) < 2:
-            parser.error(f"--{name} must be at least 2, got {getattr(args, name)}")
     chosen = [o.removeprefix("method=") for o in args.overrides if o.startswith("method=")]
     methods = chosen[-1].split(",") if chosen else sorted(path.stem for path in CONFIGS.glob("method/*.yaml"))
     methods = ["exact", *(m for m in methods if m != "exact")]

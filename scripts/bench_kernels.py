@@ -17,10 +17,13 @@ import torch
 
 import rad
 from experiments.errors import UserError
+from experiments.options import THREADS, listed, present, whole
 from experiments.runs import provenance
 from experiments.show.tables import markdown, prepare, publish
 from rad.sketch import bits, gpu, kernels
 from rad.sketch.random import Stream
+
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def operations(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -66,27 +69,27 @@ def seconds(run: Callable[[], object], device: torch.device, rounds: int) -> flo
 def main() -> None:
     """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--elements", type=int, default=2**22, help="of a tensor (default %(default)s)")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="separated by commas (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--device", type=present, default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--elements", type=whole(256, 2**32), default=2**22, help="of a tensor (default %(default)s)")
+    parser.add_argument(
+        "--dtypes",
+        type=listed(DTYPES, "dtype"),
+        default="float32,bfloat16",
+        help="separated by commas (default %(default)s)",
+    )
+    parser.add_argument("--rounds", type=whole(1), default=9, help="runs of each (default %(default)s)")
+    parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_args()
-    for name, least in (("elements", 256), ("rounds", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device cuda needs a CUDA device, and there is none; leave it out to measure on the CPU")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, rows, count = torch.device(args.device), {}, args.elements // 256 * 256
+    device, rows, count = args.device, {}, args.elements // 256 * 256
     where = f"{count:,} elements; {provenance.describe(provenance.session(device))}"
     before = gpu.enabled, kernels.enabled
     try:
         prepare(args.out)
-        for dtype in args.dtypes.split(","):
-            made = operations(count, getattr(torch, dtype), device)
+        for dtype in args.dtypes:
+            made = operations(count, DTYPES[dtype], device)
             for loops, what in ((True, "loops"), (False, "plain")):
                 gpu.enabled, kernels.enabled = (flag and loops for flag in before)
                 for name, run in made.items():
@@ -94,7 +97,7 @@ def main() -> None:
                     rows.setdefault(name, {"ns an element": name})[f"{dtype}, {what}"] = f"{ns:.4f}"
         columns = list(dict.fromkeys(key for row in rows.values() for key in row))
         full = [{key: row.get(key, "–") for key in columns} for row in rows.values()]
-    except (UserError, OSError, AttributeError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     finally:
         gpu.enabled, kernels.enabled = before

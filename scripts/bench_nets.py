@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 # Random weights from configurations; nothing is looked for on a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,9 +40,12 @@ from torch.utils.checkpoint import checkpoint
 import rad
 from experiments.errors import UserError, first_line
 from experiments.nets import CASES, build
+from experiments.options import THREADS, listed, positive, present, size, whole
 from experiments.runs import provenance
 from experiments.show.tables import markdown, prepare, publish
+from rad.budget.size import shown
 from rad.measure import peak_bytes, saved_bytes
+from rad.sketch.bits import MAX_BITS
 
 METHODS = "exact,rounding,checkpoint,accumulate,compile,compile:0.3"
 DTYPES = {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16}
@@ -52,7 +54,16 @@ BLOCKS = (
     "BasicBlock Bottleneck InvertedResidual MBConv CNBlock EncoderBlock SwinTransformerBlock GPT2Block BertLayer "
     "LlamaDecoderLayer T5Block _Down"
 ).split()
-UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def method(text: str) -> str:
+    """The type of a method, see ``METHODS``."""
+    name, _, budget = text.partition(":")
+    if name not in (*METHODS.split(","), "offload", "rounding+compile") or (budget and positive(budget) > 1):
+        raise argparse.ArgumentTypeError(
+            f"there is no method {text!r}; choose from {METHODS}, offload, rounding+compile"
+        )
+    return text
 
 
 class Bench:
@@ -66,7 +77,7 @@ class Bench:
     """
 
     def __init__(self, method: str, model: nn.Module, inputs: tuple[Tensor, ...], args: argparse.Namespace) -> None:
-        self.method, self.inputs, self.device = method, inputs, torch.device(args.device)
+        self.method, self.inputs, self.device = method, inputs, args.device
         self.name, _, budget = method.partition(":")
         self.parts = args.parts if self.name == "accumulate" else 1
         self.amp = args.dtype == "amp"
@@ -74,8 +85,6 @@ class Bench:
             rad.convert(model, rad.Rounding(bits=args.bits), generator=rad.nn.Seeds(0))
         elif self.name == "checkpoint":
             recompute_blocks(model)
-        elif self.name not in ("exact", "accumulate", "offload", "compile"):
-            raise UserError(f"there is no method {method!r}; choose from {METHODS}, offload, rounding+compile")
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         self.budget = float(budget) if budget else None
         self.run = torch.compile(model) if "compile" in self.name else model
@@ -168,7 +177,7 @@ def table(benches: list[Bench], found: dict[str, tuple[int, int]]) -> str:
 
 def compare(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     """All methods side by side."""
-    methods = ["exact", *(m for m in args.methods.split(",") if m != "exact")]
+    methods = ["exact", *(m for m in args.methods if m != "exact")]
     model, inputs, describe = make(args, args.batch, args.size)
     benches: list[Bench] = []
     found: dict[str, tuple[int, int]] = {}
@@ -208,13 +217,8 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 
 def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     """The largest batch, and the largest input at batch 1, with which a step stays within the given memory."""
-    number, unit = args.memory[:-2], args.memory[-2:]
-    try:
-        room = float(number) * UNITS[unit]
-    except (KeyError, ValueError):
-        raise UserError(f"--memory must be a number of MB or GB, such as 2GB, got {args.memory!r}") from None
     rows: list[dict[str, str]] = []
-    for method in args.methods.split(","):
+    for method in args.methods:
 
         def fits(batch: int, size: int | None, method: str = method) -> bool:
             try:
@@ -222,7 +226,7 @@ def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
                 weights = sum(p.nbytes for p in model.parameters())
                 bench = Bench(method, model, inputs, args)
                 bench.step()
-                return weights + bench.memory()[1] <= room
+                return weights + bench.memory()[1] <= args.memory
             except torch.OutOfMemoryError:
                 return False
             finally:
@@ -232,38 +236,40 @@ def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
         side = largest(lambda k: fits(1, step * k), 1) * step  # noqa: B023
         batch = largest(lambda n: fits(n, args.size), 1)  # noqa: B023
         rows.append({"method": method, "largest batch": f"{batch}", "largest size at batch 1": f"{side}"})
-        report(f"within {args.memory}, weights and gradients included\n\n{markdown(rows, right=True)}")
+        report(f"within {shown(args.memory)}, weights and gradients included\n\n{markdown(rows, right=True)}")
 
 
 def main() -> None:
     """Parses the command line, measures, and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="gpt", help=f"one of {', '.join(CASES)} (default %(default)s)")
-    parser.add_argument("--batch", type=int, help="examples (default: the net's usual number)")
-    parser.add_argument("--size", type=int, help="side of images or length of sequences (default: the usual one)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--net", choices=CASES, metavar="NET", default="gpt", help=f"one of {', '.join(CASES)} (default %(default)s)"
+    )
+    parser.add_argument("--batch", type=whole(1), help="examples (default: the net's usual number)")
+    parser.add_argument("--size", type=whole(1), help="side of images or length of sequences (default: the usual one)")
+    parser.add_argument("--device", type=present, default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument(
         "--dtype", default="fp32", choices=DTYPES, help="fp32, amp (autocast to bf16), bf16 (all of it)"
     )
-    parser.add_argument("--methods", default=METHODS, help="default %(default)s; also offload, rounding+compile")
-    parser.add_argument("--bits", type=int, default=3, help="of rounding (default %(default)s)")
-    parser.add_argument("--parts", type=int, default=8, help="of a batch that is accumulated (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each to time (default %(default)s)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps of each before (default %(default)s)")
+    parser.add_argument(
+        "--methods", type=listed(method), default=METHODS, help="default %(default)s; also offload, rounding+compile"
+    )
+    parser.add_argument("--bits", type=whole(1, MAX_BITS), default=3, help="of rounding (default %(default)s)")
+    parser.add_argument(
+        "--parts", type=whole(1), default=8, help="of a batch that is accumulated (default %(default)s)"
+    )
+    parser.add_argument("--rounds", type=whole(0), default=20, help="steps of each to time (default %(default)s)")
+    parser.add_argument("--warmup", type=whole(1), default=3, help="steps of each before (default %(default)s)")
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
-    parser.add_argument("--memory", help="find the largest inputs within so much, such as 2GB, in place of times")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--memory", type=size, help="find the largest inputs within so much, such as 2GB, in place of times"
+    )
+    parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_args()
-    for name, least in (("rounds", 0), ("warmup", 1), ("threads", 1), ("batch", 1), ("size", 1), ("parts", 1)):
-        given: Any = getattr(args, name)
-        if given is not None and given < least:
-            parser.error(f"--{name} must be at least {least}, got {given}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device cuda needs a CUDA device, and there is none; leave it out to measure on the CPU")
     if args.threads:
         torch.set_num_threads(args.threads)
-    where = provenance.describe(provenance.session(torch.device(args.device)))
+    where = provenance.describe(provenance.session(args.device))
     head = f"{args.net}, {args.dtype}, rad.Rounding(bits={args.bits}), {args.parts} parts accumulated; {where}"
     try:
         prepare(args.out)

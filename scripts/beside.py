@@ -28,6 +28,7 @@ import rad
 from experiments.data import Dataset, mnist5k, sources, stored
 from experiments.errors import UserError
 from experiments.nets import CASES, Case, build
+from experiments.options import listed, positive, present, whole
 from experiments.runs import provenance
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import saved_bytes
@@ -57,7 +58,7 @@ def batches(case: Case, data: str, device: torch.device, seed: int) -> Iterator[
 
 def row(name: str, sketch: rad.Sketch, args: argparse.Namespace) -> dict[str, str]:
     """Losses of both, averaged over the steps of each quarter."""
-    device = torch.device(args.device)
+    device = args.device
     made = build(name, args.batch, args.size, args.seed)
     drawn = batches(made, args.data, device, args.seed)
     stock = made.model.to(device).train()
@@ -88,29 +89,33 @@ def row(name: str, sketch: rad.Sketch, args: argparse.Namespace) -> dict[str, st
 def main() -> None:
     """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", default="resnet18,gpt2", help=f"of {', '.join(CASES)} (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of each (default %(default)s)")
-    parser.add_argument("--batch", type=int, help="examples (default: the net's usual number)")
-    parser.add_argument("--size", type=int, help="side of images or length of sequences (default: the net's usual one)")
+    parser.add_argument(
+        "--nets",
+        type=listed(CASES, "net"),
+        default="resnet18,gpt2",
+        help=f"of {', '.join(CASES)} (default %(default)s)",
+    )
+    parser.add_argument("--steps", type=whole(1), default=200, help="of each (default %(default)s)")
+    parser.add_argument("--batch", type=whole(1), help="examples (default: the net's usual number)")
+    parser.add_argument(
+        "--size", type=whole(1), help="side of images or length of sequences (default: the net's usual one)"
+    )
     parser.add_argument("--budget", type=float, default=0.1, help="of rad.Rounding (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-4, help="of AdamW (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and draws (default %(default)s)")
+    parser.add_argument("--lr", type=positive, default=3e-4, help="of AdamW (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**31), default=0, help="of weights, batches and draws (default %(default)s)"
+    )
     parser.add_argument("--data", choices=_SETS, default="mnist5k", help="of image nets (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--device", type=present, default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_args()
-    for name in ("steps", "batch", "size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
-        parser.error(f"--device must be cpu, or cuda where PyTorch finds such a device, got {args.device}")
     try:
         sketch = rad.Rounding(args.budget)
         prepare(args.out)
-        rows = [row(name, sketch, args) for name in args.nets.split(",")]
+        rows = [row(name, sketch, args) for name in args.nets]
     except (UserError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    where = provenance.describe(provenance.session(torch.device(args.device)))
+    where = provenance.describe(provenance.session(args.device))
     setting = f"AdamW, learning rate {args.lr}, seed {args.seed}, images: {args.data}"
     publish(f"{sketch}; {setting}; float32; {where}\n\n{markdown(rows)}\n", args.out)
 

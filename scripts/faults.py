@@ -23,6 +23,7 @@ from pathlib import Path
 import yaml
 
 from experiments.errors import UserError
+from experiments.options import whole
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300  # seconds after which a test counts as caught in an endless loop
@@ -79,7 +80,7 @@ def read(path: Path, root: Path = ROOT) -> list[Fault]:
             for group in groups
             for fault in group["faults"]
         ]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no list of faults ({error!r}); tests/faults.yaml is one") from error
     for fault in faults:
         _check(fault, root)
@@ -171,10 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path, nargs="?", default=ROOT / "tests" / "faults.yaml", help="a YAML list")
     parser.add_argument("--only", default="", metavar="TEXT", help="those whose file or description holds the text")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default %(default)s)")
+    parser.add_argument("--jobs", type=whole(1, 1024), default=2, help="how many at a time (default %(default)s)")
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     try:
         faults = [fault for fault in read(args.list) if args.only in str(fault)]
         if not faults:

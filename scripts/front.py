@@ -31,12 +31,14 @@ from tqdm import tqdm
 import rad
 from experiments.errors import UserError
 from experiments.nets import CASES, Case, build
+from experiments.options import THREADS, listed, whole
 from experiments.runs import provenance
 from experiments.show.figures import save, style
-from experiments.show.tables import markdown, prepare, publish
+from experiments.show.tables import last, markdown, prepare, publish
 from rad.budget import Plan
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
+from rad.sketch.bits import MAX_BITS
 
 # Batch and size that a processor measures in minutes.
 SIZES = {
@@ -250,33 +252,30 @@ def figure(frame: pd.DataFrame) -> Figure:
 def main() -> None:
     """Parses the command line, measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", default=",".join(SIZES), help="names (default: %(default)s)")
-    parser.add_argument("--bits", default="1,2,3,4,6,8", help="whose bytes are asked for (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="of training before (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=8, help="of the gradient for each variance (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--nets", type=listed(CASES, "net"), default=",".join(SIZES), help="names (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bits",
+        type=listed(whole(1, MAX_BITS)),
+        default="1,2,3,4,6,8",
+        help="whose bytes are asked for (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=whole(0), default=60, help="of training before (default: %(default)s)")
+    parser.add_argument(
+        "--draws", type=whole(3), default=8, help="of the gradient for each variance (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="folder for table, figure and numbers")
     args = parser.parse_args()
     mpl.use("agg")
-    names = args.nets.split(",")
-    try:
-        args.bits = [int(bits) for bits in args.bits.split(",")]
-    except ValueError:
-        parser.error(f"--bits must be whole numbers, got {args.bits}")
-    for name, least in (("steps", 0), ("draws", 3), ("threads", 1)):
-        given = getattr(args, name)
-        if given is not None and given < least:
-            parser.error(f"--{name} must be at least {least}, got {given}")
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        unknown = next((name for name in names if name not in CASES), None)
-        if unknown is not None:
-            raise UserError(f"there is no net {unknown!r}; choose from {', '.join(CASES)}")
         table = None if args.out is None else args.out / "table.md"
         prepare(table)
         rows: list[dict[str, Any]] = []
-        for name in tqdm(names, disable=None, unit="net"):
+        for name in tqdm(args.nets, disable=None, unit="net"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rad.AllExactWarning)
                 rows += measure(name, args)
@@ -287,8 +286,9 @@ def main() -> None:
     publish(f"{head}\n\n{markdown([shown(row) for row in rows])}\n", table)
     if args.out is not None:
         frame = pd.DataFrame(rows)
-        frame.to_csv(args.out / "front.csv", index=False)
-        save(figure(frame), args.out / "front")
+        with last(args.out):
+            frame.to_csv(args.out / "front.csv", index=False)
+            save(figure(frame), args.out / "front")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,11 @@ from tqdm import tqdm
 import rad
 from experiments.errors import UserError
 from experiments.nets import CASES, Case, build
+from experiments.options import THREADS, listed, whole
 from experiments.runs import provenance
 from experiments.show.tables import markdown, prepare, publish
 from rad.measure import gradient_noise, gradients, peak_bytes, saved_bytes
+from rad.sketch.bits import MAX_BITS
 
 
 def row(name: str, sketch: rad.Sketch, args: argparse.Namespace) -> dict[str, str]:
@@ -114,31 +116,32 @@ def paired_ratios(first: Callable[[], None], second: Callable[[], None], rounds:
 def main() -> None:
     """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", default=",".join(CASES), help="names, by default all: %(default)s")
-    parser.add_argument("--batch", type=int, help="examples (default: the net's usual number)")
-    parser.add_argument("--size", type=int, help="side of images or length of sequences (default: the net's usual one)")
+    parser.add_argument(
+        "--nets", type=listed(CASES, "net"), default=",".join(CASES), help="names, by default all: %(default)s"
+    )
+    parser.add_argument("--batch", type=whole(1), help="examples (default: the net's usual number)")
+    parser.add_argument(
+        "--size", type=whole(1), help="side of images or length of sequences (default: the net's usual one)"
+    )
     few = parser.add_mutually_exclusive_group()
     few.add_argument("--budget", type=float, default=0.1, help="of rad.Rounding (default %(default)s)")
-    few.add_argument("--bits", type=int, help="of rad.Rounding, in place of a budget")
+    few.add_argument("--bits", type=whole(1, MAX_BITS), help="of rad.Rounding, in place of a budget")
     few.add_argument("--exact", action="store_true", help="rad.Exact(): what interception and lean operations alone do")
-    parser.add_argument("--draws", type=int, default=0, help="of the gradient, to measure its variance (default none)")
-    parser.add_argument("--rounds", type=int, default=0, help="steps of each to time (default none)")
+    parser.add_argument(
+        "--draws", type=whole(3), default=0, help="of the gradient, to measure its variance (default none)"
+    )
+    parser.add_argument("--rounds", type=whole(2), default=0, help="steps of each to time (default none)")
     parser.add_argument("--peak", action="store_true", help="measure the allocator's peak of a step")
     parser.add_argument("--ledger", action="store_true", help="print what each operation keeps")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
     args = parser.parse_args()
-    for name, least in (("draws", 3), ("rounds", 2), ("threads", 1), ("batch", 1), ("size", 1)):
-        given = getattr(args, name)
-        if given and given < least or (given is not None and given < 0):
-            parser.error(f"--{name} must be at least {least}, got {given}")
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
         sketch = rad.Exact() if args.exact else rad.Rounding(bits=args.bits) if args.bits else rad.Rounding(args.budget)
         prepare(args.out)
-        names = args.nets.split(",")
-        rows = [row(name, sketch, args) for name in tqdm(names, disable=None, unit="net")]
+        rows = [row(name, sketch, args) for name in tqdm(args.nets, disable=None, unit="net")]
     except (UserError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     where = provenance.describe(provenance.session(torch.device("cpu")))

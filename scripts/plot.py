@@ -7,7 +7,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import shlex
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.errors import UserError
+from experiments.options import positive
 from experiments.runs.records import METRICS, Runs, curve_statistics, load_runs, summary_table
 from experiments.show.figures import convergence_figure, save, table_markdown
 
@@ -49,15 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw finished runs and summarize them in a table.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders to search for them")
     parser.add_argument("--out", type=Path, help="output folder (default: results/EXPERIMENT/DATA)")
-    parser.add_argument("--target", type=_positive, default=0.02, help="training loss to count iterations to")
+    parser.add_argument("--target", type=positive, default=0.02, help="training loss to count iterations to")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 def _file_name(name: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from experiments.errors import UserError
+from experiments.options import positive, whole
 from experiments.runs.configs import composed
 from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
@@ -35,17 +36,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders to search for them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
-        "--target", type=float, default=0.0025, help="loss to count iterations to (default %(default)s)"
+        "--target", type=positive, default=0.0025, help="loss to count iterations to (default %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=9, help="gradients to time of each (default %(default)s)")
-    parser.add_argument("--draws", type=int, default=20, help="gradients for a variance (default %(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=9, help="gradients to time of each (default %(default)s)")
+    parser.add_argument("--draws", type=whole(3), default=20, help="gradients for a variance (default %(default)s)")
     parser.add_argument("--gif", action="store_true", help="write an animation as well")
     parser.add_argument("--cost", action="store_true", help="measure against grid and steps, without runs")
     args = parser.parse_args(arguments)
     if bool(args.runs) == args.cost:
         parser.error("give either runs or --cost")
-    if args.rounds < 1 or args.draws < 3:
-        parser.error("--rounds must be at least 1 and --draws at least 3")
     command = shlex.join(["python", "scripts/reactor.py", *arguments])
     torch.set_num_threads(1)
     try:

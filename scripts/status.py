@@ -16,10 +16,12 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.budgets import said
 from experiments.errors import UserError
+from experiments.options import positive
 from experiments.runs.progress import Progress, find
 
 COLOURS = {"running": "green", "stopped": "yellow", "failed": "red", "damaged": "red", "finished": "dim"}
@@ -48,13 +50,19 @@ def table(runs: list[Progress], rows: int | None = None) -> Table:
         part = f"{run.iteration:,}/{run.iterations:,}" if run.iterations else "–"
         left = "–" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
         losses = [_number(run.train_loss), _number(run.test_loss)]
-        made.add_row(*which, *[rest] * any(also), run.state, part, *losses, left, style=COLOURS[run.state])
+        cells = map(_plain, [*which, *[rest] * any(also), run.state, part, *losses, left])
+        made.add_row(*cells, style=COLOURS[run.state])
     return made
 
 
 def _common(run: Progress, runs: list[Progress]) -> frozenset[str]:
     """What all runs of its experiment are named by, which tells none of them from another."""
     return frozenset.intersection(*(other.also for other in runs if other.experiment == run.experiment))
+
+
+def _plain(text: str) -> str:
+    """What a file says, as it stands: neither markup nor what else a terminal takes for a command."""
+    return escape("".join(c for c in text if c.isprintable() or c == "\n"))
 
 
 def _last(part: str) -> str:
@@ -68,23 +76,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default %(default)s)")
     parser.add_argument("--watch", action="store_true", help="renew the table until Ctrl-C, what is running on top")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between renewals (default %(default)s)")
+    parser.add_argument("--every", type=positive, default=2.0, help="seconds between renewals (default %(default)s)")
     args = parser.parse_args()
-    if not 0 < args.every <= 86400:
-        parser.error(f"--every must be a number of seconds up to a day, got {args.every}")
     console = Console()
     try:
         if not args.watch:
             runs = find(args.runs, datetime.now(UTC))
             console.print(table(runs))
             for problem in filter(None, (run.problem for run in runs)):
-                console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
+                console.print(_plain(problem), style="red", highlight=False, soft_wrap=True)
             return
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 rows = max(1, (console.height - 6) // 2)  # long names take two lines
                 live.update(table(find(args.runs, datetime.now(UTC)), rows), refresh=True)
-                time.sleep(args.every)
+                time.sleep(min(args.every, 86400))
     except KeyboardInterrupt:
         pass
     except UserError as error:

@@ -30,7 +30,7 @@ from experiments.methods import Method
 from experiments.runs import provenance
 from experiments.runs.configs import CONFIGS, composed
 from experiments.runs.parts import make
-from experiments.show.tables import markdown, prepare, publish
+from experiments.show.tables import last, markdown, prepare, publish
 from rad.measure import peak_bytes, peak_resident, saved_bytes
 from rad.nn import Seeds
 
@@ -214,7 +214,8 @@ Bytes in MB (10⁶), batch {BATCH}, {args.method}; \
 """
     publish(text, args.out)
     if args.out is not None:
-        pd.DataFrame(numbers).to_csv(args.out.with_suffix(".csv"), index=False)
+        with last(args.out):
+            pd.DataFrame(numbers).to_csv(args.out.with_suffix(".csv"), index=False)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pandas as pd
 
 from experiments.budgets import said
 from experiments.errors import UserError
+from experiments.options import positive, whole
 from experiments.reproduction.plan import Planned, make_sweep
 from experiments.reproduction.runner import run_all
 from experiments.runs import provenance
@@ -107,23 +108,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="of run.py, with lists of methods, budgets and so on")
-    parser.add_argument("--trials", type=int, default=12, help="pairs of values (default %(default)s)")
-    parser.add_argument("--lr", type=float, nargs=2, default=(1e-4, 1e-2), metavar=("LOW", "HIGH"))
-    parser.add_argument("--weight-decay", type=float, nargs=2, default=(1e-7, 1e-2), metavar=("LOW", "HIGH"))
-    parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by (default %(default)s)")
-    parser.add_argument("--draw", type=int, default=0, help="seed of the pairs (default %(default)s)")
+    parser.add_argument("--trials", type=whole(1), default=12, help="pairs of values (default %(default)s)")
+    parser.add_argument("--lr", type=positive, nargs=2, default=(1e-4, 1e-2), metavar=("LOW", "HIGH"))
+    parser.add_argument("--weight-decay", type=positive, nargs=2, default=(1e-7, 1e-2), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--held-out", type=whole(1, 2**31), default=5000, help="training images to judge by (default %(default)s)"
+    )
+    parser.add_argument("--draw", type=whole(0, 2**31), default=0, help="seed of the pairs (default %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/tune"), help="folder of trials (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of tables (default: that of the trials)")
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one thread each (default %(default)s)")
+    parser.add_argument(
+        "--jobs", type=whole(1, 1024), default=2, help="trials at a time, one thread each (default %(default)s)"
+    )
     args = parser.parse_intermixed_args(arguments)
-    if args.trials < 1 or args.jobs < 1 or args.held_out < 1:
-        parser.error(
-            f"--trials, --jobs and --held-out must be at least 1, got {args.trials}, {args.jobs}, {args.held_out}"
-        )
-    if args.draw < 0:
-        parser.error(f"--draw must be at least 0, got {args.draw}")
     for name, (low, high) in (("--lr", args.lr), ("--weight-decay", args.weight_decay)):
-        if not 0 < low <= high < np.inf:
+        if low > high:
             parser.error(f"{name} must be two positive numbers, the lower one first, got {low:g} {high:g}")
     try:
         values = pairs(args.trials, args.lr, args.weight_decay, args.draw)

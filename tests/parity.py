@@ -1,6 +1,7 @@
 """What Triton's loops compute, against plain PyTorch, bit for bit: on a GPU, or in Triton's interpreter on a CPU.
 
-TRITON_INTERPRET=1 PYTHONPATH=. python tests/parity.py
+TRITON_INTERPRET=1 PYTHONPATH=. python tests/parity.py                # everything
+TRITON_INTERPRET=1 PYTHONPATH=. python tests/parity.py float32 int32  # of these types, and what has none
 """
 
 from __future__ import annotations
@@ -189,12 +190,13 @@ def differing(device: str, chosen: Callable[[str], bool] = lambda name: True) ->
     return wrong
 
 
-def main() -> None:
+def main(*dtypes: str) -> None:
     gpu.devices.add("cpu")
     assert gpu.usable(torch.zeros(1)), "Triton's interpreter does not run"
-    wrong = differing("cpu")
+    kinds = tuple(f"torch.{dtype}" for dtype in dtypes)
+    wrong = differing("cpu", lambda name: not kinds or "torch." not in name or name.endswith(kinds))
     sys.exit(f"{len(wrong)} differ:\n" + "\n".join(wrong) if wrong else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

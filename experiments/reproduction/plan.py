@@ -7,12 +7,14 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.errors import UserError
 from experiments.runs.configs import composed
@@ -20,6 +22,7 @@ from experiments.runs.directory import RunDir
 from experiments.runs.naming import label, run_directory
 from experiments.runs.parts import make
 from experiments.runs.study import build
+from experiments.schema import Positive, Strict, sentence
 
 __all__ = ["PARTS", "ROOT", "Plan", "Planned", "Sweep", "make_plan", "make_sweep", "measured_step"]
 
@@ -97,6 +100,37 @@ class Plan:
         return [run for sweep in self.sweeps for run in sweep.runs] + list(self.scripts)
 
 
+class _Entry(Strict):
+    """A sweep, as the head of ``plan.yaml`` describes it."""
+
+    sweep: Annotated[str, Field(pattern=r"(^|\s)experiment=\w")]
+    seconds: Positive
+    needs: dict[str, str | None] = {}
+    part: Literal["main", "fractions", "rates"] = "main"
+
+
+class _Timed(Strict):
+    """What takes so long."""
+
+    seconds: Positive
+
+
+class _Scale(Strict):
+    """All that is run at a scale."""
+
+    sweeps: list[_Entry]
+    targets: dict[str, Positive | list[Positive]]
+    table1: _Timed | None = None
+
+
+class _File(BaseModel):
+    """A whole plan."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, _Scale]
+    step_ms: Positive
+
+
 def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     """Reads a plan and looks for the data sets that it needs.
 
@@ -108,16 +142,20 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     Raises:
         UserError: If there is no such scale, a sweep is empty, or a config cannot be composed.
     """
-    settings = OmegaConf.load(file)
-    assert isinstance(settings, DictConfig)
-    scales = [name for name, value in settings.items() if isinstance(value, DictConfig)]
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        _File.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{file} is no plan: {sentence(error)}") from error
+    scales = {name: value for name, value in settings.items() if name != "step_ms"}
     if scale not in scales:
-        raise UserError(f"the scale must be one of {', '.join(map(str, scales))}, got {scale!r}")
+        raise UserError(f"the scale must be one of {', '.join(scales)}, got {scale!r}")
+    chosen = _Scale(**scales[scale])
     sweeps: list[Sweep] = []
     notes: list[str] = []
     missing: dict[str, str] = {}
-    for entry in settings[scale].sweeps:
-        needs = entry.get("needs", {})
+    for entry in chosen.sweeps:
+        needs = entry.needs
         missing |= {name: _missing(name) for name in needs if name not in missing}
         absent = [name for name in needs if missing[name]]
         sweep, experiment = " ".join(entry.sweep.split()), _experiment(entry.sweep)
@@ -129,17 +167,17 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
             instead = " ".join(needs[name] for name in absent)
             notes.append(f"`{experiment}` is run with `{instead}`, {want}.")
             sweep = f"{sweep} {instead}"
-        sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.get("part", "main")))
+        sweeps.append(make_sweep(sweep, runs, entry.seconds, entry.part))
     notes = [*dict.fromkeys(notes), *(f"{name}: {reason}" for name, reason in missing.items() if reason)]
     table = runs / "table1" / "table1.csv"
     written = table.with_suffix(".md")
     if written.is_relative_to(ROOT):  # where scripts are run: a table names the command that made it
         written = written.relative_to(ROOT)
     script = ("scripts/table1.py", "--out", str(written))
-    timed = settings[scale].get("table1")
+    timed = chosen.table1
     scripts = (Planned("table1", script, table, timed.seconds),) if timed else ()
-    targets = {str(k): tuple(v) if isinstance(v, ListConfig) else (v,) for k, v in settings[scale].targets.items()}
-    return Plan(scale, tuple(sweeps), scripts, targets, settings.step_ms, notes)
+    targets = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in chosen.targets.items()}
+    return Plan(scale, tuple(sweeps), scripts, targets, settings["step_ms"], notes)
 
 
 def measured_step() -> float:

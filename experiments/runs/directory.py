@@ -114,18 +114,21 @@ class RunDir:
         """Whether nothing of the run is missing.
 
         Raises:
-            UserError: If it had finished, but has lost records since.
+            UserError: If it had finished, but its records are no longer those that it ended with.
         """
         meta = self.meta()
         if meta.get("status") != "finished":
             return False
-        found = len(self.records())
-        if meta.get("records", found) != found:
-            raise UserError(
-                f"{self.path}/metrics.jsonl is damaged ({found} of {meta['records']} records are left); delete "
-                f"{self.path} to run it again"
-            )
+        count, file = len(self.records()), self.path / "metrics.jsonl"
+        with reading(file, f"delete {self.path} to run it again"):
+            if meta.get("recorded", found := self.recorded()) != found:
+                raise ValueError(f"its {count} records are not those that the run ended with")
         return True
+
+    def recorded(self) -> str:
+        """A short name of the records, to the bit: a digit that is another one is a number all the same."""
+        file = self.path / "metrics.jsonl"
+        return hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()[:16]
 
     def busy(self) -> bool:
         """Whether a process works in it now; where that cannot be asked, whether one began to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,5 +95,7 @@ def _progress(path: Path, now: datetime) -> Progress:
         for key in ("train_loss", "test_loss")
     }
     budget = None if method in (*BUDGET_FREE, "all") else float(meta["budget"])
+    if budget is not None and not 0 < budget < math.inf:
+        raise ValueError(f"its budget is {budget}")
     which = (str(experiment), str(method), budget, int(seed), also)
     return Progress(name, state, *which, iteration, int(iterations), seconds_left=left, **losses)

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from experiments.errors import UserError
 from experiments.labels import BUDGET_FREE, rank
-from experiments.runs.directory import find_runs
+from experiments.runs.directory import RunDir, find_runs
 
 GROUP = ["experiment", "data", "method", "budget"]
 METRICS = ["train_loss", "test_loss", "test_accuracy"]
@@ -60,8 +60,9 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     for path in find_runs(paths):
         try:
             row = _read_meta(path / "meta.json")
+            RunDir(path).finished()  # or says what it has lost
             records = _read_records(path / "metrics.jsonl", row)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, UserError, ValueError, RecursionError) as error:
             reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else error
             warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
             continue
@@ -153,7 +154,7 @@ def union(texts: Iterable[str]) -> str:
 def _read_meta(path: Path) -> dict:
     meta = _object(path.read_text(encoding="utf-8"), path.name)
     wrong = [key for key in _TEXT if not isinstance(meta.get(key), str)]
-    wrong += [key for key in _NUMBERS if not _is_number(meta.get(key))]
+    wrong += [key for key in _NUMBERS if not (_is_number(meta.get(key)) and 0 <= meta[key] < 2**63)]
     sessions = meta.get("sessions")
     if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
         wrong.append("sessions")
@@ -188,6 +189,9 @@ def _read_records(path: Path, row: dict) -> list[dict]:
             record = _object(line, f"line {number}")
             if not _is_number(record.get("iteration")):
                 raise ValueError(f"line {number} names no iteration")
+            strange = [key for key in METRICS if not (record.get(key) is None or _is_number(record[key]))]
+            if strange:
+                raise ValueError(f"line {number} holds no number as {strange[0]}")
         except ValueError as error:
             # A killed run stops in the middle of its last line; anywhere else a bad line is worth a word.
             if number < len(lines):

@@ -274,7 +274,7 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
             "status": "finished",
             "step_ms": round(1000 * task.seconds / task.iterations, 4),
             "finished": provenance.now(),
-            "records": len(run.records()),
+            "recorded": run.recorded(),
         }
     )
     tracker.finish()

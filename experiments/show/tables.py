@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
 from experiments.runs.provenance import commit_name
 
-__all__ = ["command", "markdown", "prepare", "provenance_lines", "publish"]
+__all__ = ["command", "last", "markdown", "prepare", "provenance_lines", "publish"]
 
 _PASSING = ("runs=", "run_dir=", "threads=", "device=", "data.root=")
 
@@ -53,7 +54,17 @@ def publish(text: str, path: Path | None) -> None:
     """Prints what a script has found; writes it with the command to a file, if one is given."""
     print(text)
     if path is not None:
-        path.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}", encoding="utf-8")
+        with last(path):
+            path.write_text(f"`{' '.join(['python', *sys.argv])}`\n\n{text}", encoding="utf-8")
+
+
+@contextmanager
+def last(path: Path) -> Iterator[None]:
+    """Writes what has been printed already; if that fails, a script ends with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        sys.exit(f"error: {path} cannot be written ({error.strerror or error}); what was found stands above")
 
 
 def provenance_lines(meta: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from rad.functional import Assignment
 from rad.measure import Ledger, saved_bytes
 from rad.measure.explain import undisturbed
 from rad.nn import Seeds
-from rad.nn.convert import for_a_while
+from rad.nn.convert import check_module, for_a_while
 from rad.sketch import Exact, Rounding, Sketch
 from rad.sketch.bits import MAX_BITS
 
@@ -81,20 +82,7 @@ def allocate(
         ValueError: If neither or both of ``nbytes`` and ``variance`` are given, if they lie outside of what is
             possible, or if the gradient cannot be measured.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
-    if (nbytes is None) == (variance is None):
-        raise ValueError(f"either nbytes must be given or variance, got nbytes={nbytes!r} and variance={variance!r}")
-    for name, value in (("batches", batches), ("draws", draws), ("passes", passes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    limit = math.inf if nbytes is None else bytes_of(nbytes)
-    if variance is not None and (
-        isinstance(variance, bool) or not isinstance(variance, numbers.Real) or not 0 < variance < math.inf
-    ):
-        raise ValueError(
-            f"variance must be a positive number, in units of the gradient's squared norm, got {variance!r}"
-        )
+    limit = check(model, nbytes, variance, batches, draws, passes, seed)
     # A compiled model runs as it was written, for its graphs know nothing of all this.
     with undisturbed(model), torch.compiler.set_stance("force_eager"):
         options = _Options.of(model, loss, limit)
@@ -112,6 +100,35 @@ def allocate(
                 plan = options.fewest(model, found, float(variance))
         assert plan is not None
         return plan
+
+
+def check(
+    model: nn.Module,
+    nbytes: int | str | None,
+    variance: float | None,
+    batches: int = 1,
+    draws: int = 1,
+    passes: int = 1,
+    seed: int = 0,
+) -> float:
+    """Refuses arguments of ``allocate`` before any work; returns the limit of bytes, infinite if there is none.
+
+    Raises:
+        TypeError, ValueError: See ``allocate``.
+    """
+    check_module(model)
+    if (nbytes is None) == (variance is None):
+        raise ValueError(f"either nbytes must be given or variance, got nbytes={nbytes!r} and variance={variance!r}")
+    for name, value, least in (("batches", batches, 1), ("draws", draws, 1), ("passes", passes, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**62:
+            raise ValueError(f"{name} must be a whole number from {least} to 2⁶² − 1, got {value!r}")
+    if variance is not None and (
+        isinstance(variance, bool) or not isinstance(variance, numbers.Real) or not 0 < variance <= sys.float_info.max
+    ):
+        raise ValueError(
+            f"variance must be a positive number, in units of the gradient's squared norm, got {variance!r:.60}"
+        )
+    return math.inf if nbytes is None else bytes_of(nbytes)
 
 
 class _Uniform(Assignment):

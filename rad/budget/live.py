@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rad.budget.allocate import allocate
+from rad.budget.allocate import allocate, check
 from rad.budget.plan import Plan
 from rad.nn import Converted, Seeds, convert, seeds
 
@@ -42,7 +42,8 @@ class Allocator:
         options: More of what ``rad.allocate`` takes: ``draws``, ``passes``, ``seed``.
 
     Raises:
-        ValueError: If ``every`` is not a whole number of at least 1.
+        TypeError: If ``generator`` is no ``Seeds``; or as ``rad.allocate`` does.
+        ValueError: If ``every`` is not a whole number of at least 1; or as ``rad.allocate`` does.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class Allocator:
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+        if generator is not None and not isinstance(generator, Seeds):
+            raise TypeError(f"generator must be rad.nn.Seeds, which go on from plan to plan, got {generator!r}")
+        check(model, nbytes, variance, **options)
         self.model, self.nbytes, self.variance, self.every = model, nbytes, variance, every
         self.options, self._generator = options, generator
         self._steps = 0
@@ -97,9 +101,12 @@ class Allocator:
         """Goes on from what ``state_dict`` returned; the model is converted by the plan that was in force.
 
         Raises:
-            ValueError: If the plan is for another model, or none.
+            ValueError: If the plan is for another model, or none; or the state is of something else.
         """
+        steps = state.get("steps") if isinstance(state, dict) and "plan" in state else None
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"state must be what state_dict returned, steps and plan, got {state!r:.60}")
         plan = None if state["plan"] is None else Plan.from_dict(state["plan"])
         if plan is not None:
             self._apply(plan)
-        self._steps = int(state["steps"])
+        self._steps = steps

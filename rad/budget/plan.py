@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,7 +145,7 @@ class Plan(Assignment):
         """
         try:
             return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is no plan: {str(error).splitlines()[0]}") from error
         except ValueError as error:
             raise ValueError(f"{path} is {error}") from None
@@ -177,10 +177,10 @@ class Plan(Assignment):
             if bits is not None:
                 _number(bits, f"bits of {place!r}", int, 1, MAX_BITS)
             _number(entry["nbytes"], f"nbytes of {place!r}", int, 0, 2**63)
-            _number(entry["variance"], f"variance of {place!r}", float, 0, math.inf)
+            _number(entry["variance"], f"variance of {place!r}", float, 0, sys.float_info.max)
             items.append(Item(place, bits, entry["nbytes"], float(entry["variance"])))
         _number(whole["other"], "other", int, 0, 2**63)
-        _number(whole["norm2"], "norm2", float, 0, math.inf)
+        _number(whole["norm2"], "norm2", float, 0, sys.float_info.max)
         for name, kind in (("model", str), ("structure", str), ("exact", bool)):
             if not isinstance(whole[name], kind):
                 raise _Unfit(f"{name} must be a {kind.__name__}, got {whole[name]!r:.60}")
@@ -216,7 +216,7 @@ def _fields(entry: Any, names: tuple[str, ...], what: str) -> None:
 
 def _number(value: Any, name: str, kind: type, least: float, most: float) -> None:
     kinds = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most or value == math.inf:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
         whole = "a whole number" if kind is int else "a finite number"
         raise _Unfit(f"{name} must be {whole} from {least} to {most}, got {value!r:.60}")
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rad.functional import Assignment
+from rad.measure.gradient import scalar
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
 from rad.sketch import Compressed, Rounding, Sketch
@@ -78,7 +79,7 @@ def contributions(
         probes = _Probes(bits, signs)
         with for_a_while(model, probes, generator=Seeds(0)):
             parameters = [p for p in model.parameters() if p.requires_grad]
-            grads = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(scalar(loss()), parameters, create_graph=True, allow_unused=True)
             norm2 += sum(g.detach().norm().item() ** 2 for g in grads if g is not None) / batches
             if not math.isfinite(norm2):
                 raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")

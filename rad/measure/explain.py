@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rad.measure.saved import Ledger, saved_bytes
 from rad.nn import Converted, seeds
+from rad.nn.convert import check_module
 
 __all__ = ["MostlyExactWarning", "explain", "undisturbed"]
 
@@ -35,8 +36,10 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Ledger:
         The ledger.
 
     Raises:
+        TypeError: If ``model`` is not a module.
         ValueError: If nothing that the model returns requires a gradient.
     """
+    check_module(model)
     with undisturbed(model):
         ledger = saved_bytes(lambda: _scalar(model(*args, **kwargs)))
     converted = any(isinstance(module, Converted) for module in model.modules())

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients", "hessian_product"]
+from rad.nn.convert import check_module
+
+__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients", "hessian_product", "scalar"]
 
 Gradient = Mapping[str, Tensor]
 
@@ -88,9 +90,14 @@ def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]
 
     Returns:
         Gradients of the parameters that require one, zeros for those that ``loss`` does not depend on.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        ValueError: If ``loss`` returns anything but a scalar that requires a gradient.
     """
+    check_module(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+    grads = torch.autograd.grad(scalar(loss()), list(parameters.values()), allow_unused=True)
     pairs = zip(parameters.items(), grads, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
@@ -108,11 +115,18 @@ def hessian_product(model: nn.Module, loss: Callable[[], Tensor], vector: Gradie
 
     Raises:
         RuntimeError: If some operation of the model has no second derivative.
+        TypeError: If ``model`` is not a module.
+        ValueError: If ``loss`` returns anything but a scalar that requires a gradient, or ``vector`` is none of its.
     """
+    check_module(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    entries = dict(vector) if isinstance(vector, Mapping) else {}
+    strange = [name for name, p in parameters.items() if getattr(entries.get(name), "shape", None) != p.shape]
+    if strange:
+        raise ValueError(f"vector must hold a tensor of the shape of each parameter by name; {strange[0]} has none")
     # Fused attention, and recurrent nets of cuDNN, have no second derivatives.
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-        grads = torch.autograd.grad(loss(), list(parameters.values()), create_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(scalar(loss()), list(parameters.values()), create_graph=True, allow_unused=True)
         pairs = [(g, vector[name].to(g)) for name, g in zip(parameters, grads, strict=True) if g is not None]
         pairs = [(g, v) for g, v in pairs if g.requires_grad]
         found = torch.autograd.grad(
@@ -150,6 +164,7 @@ def gradient_noise(
         Moments of the whole gradient and of each layer: of parameters that share all of the name but its last part.
 
     Raises:
+        TypeError: If a gradient is anything but tensors by name.
         ValueError: If ``draws`` is less than 3, a gradient has no entries or the names of ``exact`` are others.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 3:
@@ -161,6 +176,8 @@ def gradient_noise(
     curved: list[float] = []
     for t in range(1, draws + 1):
         gradient = draw()
+        if not isinstance(gradient, Mapping) or not all(isinstance(g, Tensor) for g in gradient.values()):
+            raise TypeError(f"draw must return tensors by name, as rad.measure.gradients does, got {gradient!r:.60}")
         if not gradient:
             raise ValueError("draw returned a gradient without entries; does any parameter require grad?")
         if t == 1:
@@ -199,3 +216,17 @@ def gradient_noise(
     weighted = torch.tensor(curved, dtype=torch.float64)
     found = (weighted.mean().item(), weighted.std().item() / len(weighted) ** 0.5) if curved else ()
     return GradientNoise(draws, moments(list(mean)), by_layer, *found)
+
+
+def scalar(loss: object) -> Tensor:
+    """What a loss function returned, if it can be differentiated.
+
+    Raises:
+        ValueError: If it is anything but one real number that requires a gradient.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point() and loss.requires_grad:
+        return loss
+    got = type(loss).__name__
+    if isinstance(loss, Tensor):
+        got = f"{loss.dtype} {list(loss.shape)}" + ("" if loss.requires_grad else " without one")
+    raise ValueError(f"loss must return one real number that requires a gradient, got {got}")

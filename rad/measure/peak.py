@@ -25,18 +25,21 @@ def peak_bytes(fn: Callable[[], object], device: torch.device | str = "cpu") -> 
         device: Where its tensors are.
 
     Raises:
-        ValueError: If the device is neither the CPU nor CUDA.
+        ValueError: If the device is neither the CPU nor a CUDA device that is there.
     """
-    device = torch.device(device)
-    if device.type == "cuda":
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch.device or its name, such as cpu or cuda, got {device!r}") from error
+    if found.type == "cuda" and (found.index or 0) < torch.cuda.device_count():
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         fn()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu":
-        raise ValueError(f"memory can be followed on cpu and cuda, got {device}")
+    if found.type != "cpu":
+        raise ValueError(f"memory can be followed on cpu, and on cuda where there is such a device, got {device}")
     # On the CPU PyTorch counts nothing itself, but its profiler sees every allocation and every release.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         result = fn()

@@ -104,8 +104,7 @@ def convert(
         TypeError: If ``model`` is not a module or ``sketch`` neither a ``Sketch`` nor a mapping to sketches.
         ValueError: If a name is unknown, nothing is left to convert or a plan is for another model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
+    check_module(model)
     names = dict(model.named_modules(remove_duplicate=False))
     if isinstance(sketch, Assignment):
         sketch.check(model)
@@ -135,7 +134,11 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model`` itself.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
     """
+    check_module(model)
     for module in model.modules():
         module.__dict__.pop(_RULES, None)
         module.__class__ = _stock(type(module))
@@ -163,12 +166,24 @@ def seeds(model: nn.Module) -> Seeds:
     """The seeds that the modules of a converted model take.
 
     Raises:
+        TypeError: If ``model`` is not a module.
         ValueError: If no module of it is converted.
     """
+    check_module(model)
     for module in model.modules():
         if isinstance(module, Converted):
             return module.recipe.seeds  # pyright: ignore
     raise ValueError(f"this {type(model).__name__} is not converted; rad.convert(model, sketch) does so")
+
+
+def check_module(model: Any) -> None:
+    """Refuses a model that is no module.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a module")
 
 
 def _plan(names: dict[str, nn.Module], sketch: Any, skip: Iterable[str]) -> dict[str, Sketch | Assignment | None]:

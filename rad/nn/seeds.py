@@ -20,10 +20,18 @@ class Seeds:
     Args:
         first: Where to start: a number, a generator from which one is drawn, or ``None`` for the seed with which the
             global generator was initialized, which is only read.
+
+    Raises:
+        TypeError: If it is anything else.
+        ValueError: If the number has more than 64 bits.
     """
 
     def __init__(self, first: int | torch.Generator | None = None) -> None:
         if not isinstance(first, torch.Generator):
+            if first is not None and (not isinstance(first, int) or isinstance(first, bool)):
+                raise TypeError(f"seeds start from a whole number, a torch.Generator or None, got {first!r}")
+            if first is not None and not -(2**63) <= first < 2**63:
+                raise ValueError(f"seeds start from a whole number of 64 bits, got {first}")
             # Drawn, so that neighbouring numbers lead to seeds far apart.
             first = torch.Generator().manual_seed(torch.initial_seed() if first is None else first)
         start = int(torch.randint(2**51 - 1, (), generator=first, device=first.device))
@@ -42,7 +50,13 @@ class Seeds:
         return self._state
 
     def set_state(self, state: Tensor) -> None:
-        """Goes on from what ``get_state`` returned."""
+        """Goes on from what ``get_state`` returned.
+
+        Raises:
+            ValueError: If it is anything else.
+        """
+        if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.dim():
+            raise ValueError(f"state must be what get_state returned, one int64 number, got {state!r:.60}")
         self._state = state.clone()
 
 

@@ -140,10 +140,9 @@ class Sketch(ABC):
         Raises:
             ValueError: If ``x`` is not a matrix or a stack of matrices of floating point.
         """
-        if x.dim() not in (2, 3) or not x.is_floating_point():
-            raise ValueError(
-                f"a sketch summarizes a floating-point matrix [n, d] or stack [m, n, d], got {x.dtype} {list(x.shape)}"
-            )
+        if not isinstance(x, Tensor) or x.dim() not in (2, 3) or not x.is_floating_point():
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise ValueError(f"a sketch summarizes a floating-point matrix [n, d] or stack [m, n, d], got {got:.60}")
         if self.exact or x.numel() == 0:
             return Compressed((x,), None, x.shape, x.dtype)
         if seed is None:

@@ -39,7 +39,7 @@ class Sample(Sketch):
             gradient, and far better where features are summed whose products vary smoothly, as on a grid.
 
     Raises:
-        ValueError: If ``per`` is neither ``"batch"`` nor ``"element"``.
+        ValueError: If ``per`` is neither ``"batch"`` nor ``"element"``, or ``replacement`` no truth value.
 
     References:
         Oktay, McGreivy, Aduol, Beatson, Adams. Randomized Automatic Differentiation. ICLR 2021. arXiv:2007.10412.
@@ -52,6 +52,8 @@ class Sample(Sketch):
         super().__post_init__()
         if self.per not in ("batch", "element"):
             raise ValueError(f'per must be "batch" or "element", got {self.per!r}')
+        if not isinstance(self.replacement, bool):
+            raise ValueError(f"replacement must be True or False, got {self.replacement!r}")
 
     def rank(self, d: int) -> int:
         """How many of ``d`` features are kept."""

@@ -222,8 +222,12 @@ def test_less_than_the_least():
         ({"variance": float("nan")}, ValueError, "variance must be a positive number"),
         ({"variance": "much"}, ValueError, "variance must be a positive number"),
         ({"variance": True}, ValueError, "variance must be a positive number"),
-        ({"nbytes": 10**4, "batches": 0}, ValueError, "batches must be a whole number of at least 1, got 0"),
-        ({"nbytes": 10**4, "draws": 1.5}, ValueError, "draws must be a whole number of at least 1, got 1.5"),
+        ({"nbytes": 10**4, "batches": 0}, ValueError, "batches must be a whole number from 1 to .*, got 0"),
+        ({"nbytes": 10**4, "draws": 1.5}, ValueError, "draws must be a whole number from 1 to .*, got 1.5"),
+        ({"nbytes": 10**4, "seed": -1}, ValueError, "seed must be a whole number from 0 to .*, got -1"),
+        ({"nbytes": 10**4, "seed": 2**62}, ValueError, "seed must be a whole number from 0"),
+        ({"nbytes": 10**4, "seed": "a"}, ValueError, "seed must be a whole number from 0"),
+        ({"variance": 10**400}, ValueError, "variance must be a positive number"),
     ],
 )
 def test_bad_input(options, error, message):
@@ -231,6 +235,16 @@ def test_bad_input(options, error, message):
     with pytest.raises(error, match=message) as caught:
         rad.allocate(model, loss, **options)
     assert "\n" not in str(caught.value)
+    with pytest.raises(error, match=message):  # when it is made, not when it is first needed
+        rad.Allocator(model, **options)
+
+
+@pytest.mark.parametrize("loss", [lambda out: out, lambda out: out.sum() * 1j, lambda out: out.sum().detach()])
+def test_a_loss_that_is_no_real_number_with_a_gradient(loss):
+    model, _ = perceptron()
+    x = torch.randn(64, next(model.parameters()).shape[1])
+    with pytest.raises(ValueError, match="requires( a)? grad"):
+        rad.allocate(model, lambda: loss(model(x)), variance=0.5)
 
 
 def test_a_function_is_no_model():

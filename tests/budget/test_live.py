@@ -129,6 +129,17 @@ def test_bad_steps(every):
         rad.Allocator(nn.Linear(2, 2), BUDGET, every=every)
 
 
+def test_seeds_that_would_begin_again_with_each_plan():
+    with pytest.raises(TypeError, match=r"generator must be rad\.nn\.Seeds"):
+        rad.Allocator(nn.Linear(2, 2), BUDGET, generator=3)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"steps": 0}, {"steps": -1, "plan": None}, {"steps": 1.5, "plan": None}])
+def test_a_state_of_something_else(state):
+    with pytest.raises(ValueError, match="state must be what state_dict returned"):
+        rad.Allocator(nn.Linear(2, 2), BUDGET).load_state_dict(state)
+
+
 def test_a_state_of_another_model():
     run = Run()
     run.go(1)

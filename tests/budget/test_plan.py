@@ -78,6 +78,8 @@ BAD = {
     "negative bytes": (damaged(lambda w, i: i.update(nbytes=-1)), "nbytes of"),
     "infinite variance": (damaged(lambda w, i: i.update(variance=float("inf"))), "variance of"),
     "variance that is no number": (damaged(lambda w, i: i.update(variance=float("nan"))), "variance of"),
+    "a variance beyond all numbers": (damaged(lambda w, i: i.update(variance=10**400)), "variance of"),
+    "lists in lists": ("[" * 3000, "no plan"),
     "a place that is none": (damaged(lambda w, i: w.update(places={"x": i})), "a place reads"),
     "a place that is a number": (damaged(lambda w, i: w.update(places={3: i})), "a place reads"),
     "places that are a list": (damaged(lambda w, i: w.update(places=[i])), "places must be a mapping"),

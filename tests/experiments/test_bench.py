@@ -45,7 +45,10 @@ def test_a_row_for_each_method_and_exact_first(bench, tmp_path):
 
 @pytest.mark.parametrize(
     ("args", "said"),
-    [(["budget=3"], "error: budget must lie in (0, 1]"), (["--rounds", "1"], "--rounds must be at least 2, got 1")],
+    [
+        (["budget=3"], "error: budget must lie in (0, 1]"),
+        (["--rounds", "1"], "--rounds: must be a whole number from 2"),
+    ],
 )
 def test_mistakes_are_named(bench, args, said):
     assert said in bench(*args)[1]

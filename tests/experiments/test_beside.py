@@ -64,7 +64,7 @@ def test_image_nets_are_given_digits_of_their_size(beside):
     [
         (["--nets", "lstm"], "only image nets with labels and language models"),
         (["--nets", "gpt3"], "there is no net 'gpt3'; choose from"),
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "0"], "--steps: must be a whole number from 1"),
         (["--budget", "2"], "budget must lie in"),
         (["--device", "abacus"], "abacus"),
     ],

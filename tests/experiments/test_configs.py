@@ -20,7 +20,7 @@ TRAINING = [
 
 
 RECURRENT = [name for name in TRAINING if name.endswith(("irnn", "lstm"))]
-THOROUGH = (None, "mnist_mlp", "cifar_cnn", "smnist_irnn", "adding_irnn")
+THOROUGH = (None, "mnist_mlp", "cifar_cnn", "smnist_irnn")
 
 
 def quick(name: str | None, method: str) -> bool:

@@ -166,6 +166,30 @@ def test_names_that_do_not_match():
         gradient_noise(dict, 3)
 
 
+@pytest.mark.parametrize("gradient", [None, 3, [1], {"a": 3}, torch.ones(2)])
+def test_what_is_no_gradient(gradient):
+    with pytest.raises(TypeError, match="draw must return tensors by name"):
+        gradient_noise(lambda: gradient, 3)
+
+
+@pytest.mark.parametrize(
+    "vector", [None, {}, {"weight": 3, "bias": 3}, {"weight": torch.ones(1), "bias": torch.ones(1)}]
+)
+def test_what_is_no_vector(vector):
+    model = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match="vector must hold a tensor of the shape of each parameter"):
+        hessian_product(model, lambda: model(torch.ones(1, 2)).square().sum(), vector)
+
+
+@pytest.mark.parametrize("change", [lambda out: None, lambda out: 3.0, lambda out: out, lambda out: out.sum().detach()])
+def test_what_is_no_loss(change):
+    model = nn.Linear(2, 3)
+    loss = lambda: change(model(torch.ones(1, 2)))  # noqa: E731
+    for call in (gradients, lambda *args: hessian_product(*args, dict(model.named_parameters()))):
+        with pytest.raises(ValueError, match="loss must return one real number that requires a gradient, got"):
+            call(model, loss)
+
+
 class Attending(nn.Module):
     """Attention, a recurrent net and parameters on which the loss depends linearly or not at all."""
 

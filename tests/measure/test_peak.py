@@ -74,8 +74,11 @@ def test_what_operations_need_for_a_while_counts():
 
 
 def test_unknown_device_is_refused():
-    with pytest.raises(ValueError, match="cpu and cuda, got meta"):
-        peak_bytes(lambda: None, "meta")
+    for name in ("meta", "cuda:99"):
+        with pytest.raises(ValueError, match=f"cpu, and on cuda where there is such a device, got {name}"):
+            peak_bytes(lambda: None, name)
+    with pytest.raises(ValueError, match="device must be a torch.device or its name"):
+        peak_bytes(lambda: None, "tpu")
 
 
 @pytest.mark.slow

@@ -110,10 +110,15 @@ def test_every_rule(name, every_rule):
 
 
 BLOCKS = {
-    "transformer": (lambda: nn.Sequential(Attention(), Attention()), (4, 16, 32)),
+    "transformer": (lambda: nn.Sequential(Attention()), (4, 16, 32)),
     "residual": (lambda: nn.Sequential(Residual(), Residual()), (4, 16, 8, 8)),
+    "two transformers": (lambda: nn.Sequential(Attention(), Attention()), (4, 16, 32)),
 }
-every_block = pytest.mark.parametrize(("make", "shape"), BLOCKS.values(), ids=BLOCKS)
+LONG = ("two transformers",)  # to compile
+every_block = pytest.mark.parametrize(
+    ("make", "shape"),
+    [pytest.param(*block, id=name, marks=[pytest.mark.slow] * (name in LONG)) for name, block in BLOCKS.items()],
+)
 
 
 @every_block

@@ -199,6 +199,27 @@ def test_not_a_module():
         rad.nn.seeds(Net())
 
 
+@pytest.mark.parametrize("call", [rad.revert, rad.nn.seeds, rad.explain, lambda m: rad.measure.gradients(m, None)])
+@pytest.mark.parametrize("model", [None, 3, [], nn.Linear])
+def test_whatever_takes_a_model_says_so(call, model):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got"):
+        call(model)
+
+
+@pytest.mark.parametrize(
+    ("first", "error"), [("a", TypeError), (1.5, TypeError), (True, TypeError), ([], TypeError), (2**63, ValueError)]
+)
+def test_what_seeds_start_from(first, error):
+    with pytest.raises(error, match="seeds start from a whole number"):
+        rad.convert(Net(), SKETCH, generator=first)
+
+
+@pytest.mark.parametrize("state", [None, 3, {}, torch.zeros(3, dtype=torch.int64), torch.zeros(())])
+def test_seeds_go_on_from_nothing_else(state):
+    with pytest.raises(ValueError, match="state must be what get_state returned"):
+        rad.nn.Seeds(0).set_state(state)
+
+
 def test_converting_again_replaces():
     model = rad.convert(Net(), SKETCH)
     rad.convert(model, rad.Sample(0.5), skip=("head",))

@@ -193,6 +193,8 @@ def test_bad_budget_is_named(make, budget, error):
     ("make", "message"),
     [
         (lambda: rad.Sample(0.1, per="row"), "'row'"),
+        (lambda: rad.Sample(0.1, replacement="maybe"), "'maybe'"),
+        (lambda: rad.Rounding(0.1).compress(3), "got 3"),
         (lambda: rad.Rounding(0.1, group=0), "got 0"),
         (lambda: rad.Rounding(0.1, group=2.0), r"got 2\.0"),
         (lambda: rad.Exact(0.5), r"got 0\.5"),

@@ -16,10 +16,13 @@ from rad.sketch import gpu
 ROOT = Path(__file__).parents[2]
 
 
-def test_loops_compute_what_plain_pytorch_does():
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "int32"), pytest.param((), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_loops_compute_what_plain_pytorch_does(dtypes):
     pytest.importorskip("triton")
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", ROOT / "tests/parity.py"],
+        [sys.executable, "-W", "ignore", ROOT / "tests/parity.py", *dtypes],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

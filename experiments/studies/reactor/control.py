@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rad
-from experiments.errors import UserError
+from experiments.errors import UserError, reading
 from experiments.methods import Exact, Method, Rad
 from experiments.rivals import Checkpoint
-from experiments.runs.directory import RunDir
+from experiments.runs.directory import RunDir, digest
 from experiments.runs.parts import make
 from experiments.runs.records import load_runs
 from experiments.runs.study import Record, Study, device, generator
@@ -189,10 +189,17 @@ def simulation(method: Method, problem: Problem, snapshots: int, draws: torch.Ge
 
 
 def found(run: RunDir) -> tuple[Tensor, Problem]:
-    """The last control of a run and its problem."""
-    last, config = run.records()[-1], run.config()
-    problem = make(DictConfig(config["problem"]))
-    return torch.tensor([last[f"theta_{j}"] for j in range(problem.source.size)]), problem
+    """The last control of a run and its problem.
+
+    Raises:
+        UserError: If the run is damaged, or of another study.
+    """
+    with reading(run.path, "delete it to begin this run anew"):
+        last, config = run.records()[-1], run.config()
+        if digest(config) != run.meta().get("settings"):
+            raise ValueError("its config.yaml is not the one that it was made with")
+        problem = make(DictConfig(config["problem"]))
+        return torch.tensor([last[f"theta_{j}"] for j in range(problem.source.size)]), problem
 
 
 def _bytes(meta: Record) -> str:

@@ -69,7 +69,8 @@ def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: in
 def threads_of(runs: Runs) -> Iterator[None]:
     """As many threads as the runs had: what a gradient costs is the same in every table of them."""
     before = torch.get_num_threads()
-    torch.set_num_threads(RunDir(Path(runs.runs["run"].iloc[0])).config().get("threads") or before)
+    threads = RunDir(Path(runs.runs["run"].iloc[0])).config().get("threads")
+    torch.set_num_threads(threads if isinstance(threads, int) and 0 < threads <= 1024 else before)
     try:
         yield
     finally:

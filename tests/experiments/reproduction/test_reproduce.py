@@ -206,9 +206,30 @@ def test_plans_are_refused_with_a_reason(tmp_path, digits):
     plan.write_text(PLAN.replace("METHODS", "exact,").replace("seed=0,1", "seed=[0"))
     with pytest.raises(UserError, match="is not valid"):
         make_plan(plan, "tiny", tmp_path)
-    plan.write_text(PLAN.replace("METHODS", "exact").replace("seconds: 5\n", "seconds: 5\n      part: fraction\n"))
-    with pytest.raises(UserError, match="part of a sweep must be one of main, fractions, rates, got 'fraction'"):
-        make_plan(plan, "tiny", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("seconds: 5\n", "seconds: 5\n      part: fraction\n"),
+            r"tiny\.sweeps\[0\]\.part must be 'main', .* got 'fraction'",
+        ),
+        (("seconds: 5\n", "seconds: soon\n"), r"tiny\.sweeps\[0\]\.seconds must be a number, got 'soon'"),
+        (("seconds: 5\n", "seconds: -5\n"), r"tiny\.sweeps\[0\]\.seconds must be greater than 0, got -5"),
+        (("needs: {mnist: data=mnist5k}", "needs: 3"), r"tiny\.sweeps\[0\]\.needs must hold settings of its own"),
+        (("experiment=mnist_mlp", "data=mnist"), r"tiny\.sweeps\[0\]\.sweep .*experiment="),
+        (("sweeps:", "sweep:"), r"tiny\.sweeps is missing"),
+        (("reactor: 1", "reactor: abc"), r"tiny\.targets\.reactor"),
+        (("step_ms: 5", "step_ms: 0"), "step_ms must be greater than 0, got 0"),
+        ((PLAN, "- 1\n"), "must hold settings of its own"),
+        ((PLAN, "3"), "must hold settings of its own"),
+    ],
+)
+def test_a_plan_of_another_kind_is_refused_by_the_name_of_what_is_wrong(tmp_path, change, said):
+    (tmp_path / "plan.yaml").write_text(PLAN.replace(*change))
+    with pytest.raises(UserError, match=f"is no plan: .*{said}"):
+        make_plan(tmp_path / "plan.yaml", "tiny", tmp_path)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import yaml
 from outcomes import equal
 
 from experiments.errors import StoppedError, UserError
-from experiments.runs.directory import RunDir
+from experiments.runs.directory import RunDir, digest
 from experiments.runs.progress import find, progress
 from experiments.runs.records import load_runs
 from experiments.studies.reactor import control
@@ -51,6 +51,7 @@ RECORDS = {
     "an iteration of another kind": b'{"iteration": "0"}\n',
     "half a line amid": b'{"iteration": 0\n{"iteration": 2}\n',
     "lost records": b'{"iteration": 0}\n',
+    "another digit": b'{"iteration": 0}\n{"iteration": 2}\n{"iteration": 4, "train_loss": 2.7}\n',
     "no records": b"",
 }
 CONFIGS = {"random bytes": noise(), "a list": b"- 1\n", "nothing": b"", "aliases": b"&a [*a]", "no yaml": b"{a: [}"}
@@ -79,10 +80,32 @@ def test_a_damaged_run_is_not_gone_on_with_and_hides_no_other(finished, again, t
     assert (tmp_path / "out" / "table.md").exists()
 
 
+def test_a_digit_of_a_record_that_changes_is_noticed_by_all(finished, tmp_path, again):
+    shutil.copytree(finished, tmp_path / "other")
+    text = (finished / "metrics.jsonl").read_text()
+    place = text.rindex('"train_loss": ') + len('"train_loss": 2.')
+    digit = (int(text[place]) + 1) % 10
+    (finished / "metrics.jsonl").write_text(f"{text[:place]}{digit}{text[place + 1 :]}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged .*not those that the run ended with.*; delete"):
+        again()
+    assert progress(finished, NOW).state == "damaged"
+    with pytest.warns(UserWarning, match="mine is left out: .*is damaged"):
+        assert list(load_runs([tmp_path]).runs["run"]) == [str(tmp_path / "other")]
+
+
+def test_a_loss_that_is_no_number_is_not_taken_for_none(finished):
+    meta, records = json.loads((finished / "meta.json").read_text()), RunDir(finished).records()
+    (finished / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
+    records[1]["train_loss"] = "inf"
+    (finished / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.warns(UserWarning, match="read without one line: line 2 holds no number as train_loss"):
+        load_runs([finished])
+
+
 @pytest.mark.parametrize(
     "key", ["sessions", "iterations", "method", "seed", "budget", "experiment", "data", "saved_bytes"]
 )
-@pytest.mark.parametrize("value", [..., None, [], {}, "x", [3]])
+@pytest.mark.parametrize("value", [..., None, [], {}, "x", [3], float("nan"), -1])
 def test_meta_data_of_another_kind_harm_no_reader(finished, key, value):
     meta = json.loads((finished / "meta.json").read_text())
     meta = {k: v for k, v in meta.items() if k != key} if value is ... else meta | {key: value}
@@ -155,6 +178,10 @@ def test_a_config_read_back_chooses_no_class(finished, tmp_path, target):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     config["problem"] = {"_target_": target, "path": str(tmp_path / "sprung")}
     (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="is not the one that it was made with"):
+        control.found(RunDir(finished))
+    meta = json.loads((finished / "meta.json").read_text())
+    (finished / "meta.json").write_text(json.dumps(meta | {"settings": digest(config)}))
     with pytest.raises(UserError, match=f"cannot be made from '{target}'"):
         control.found(RunDir(finished))
     assert not (tmp_path / "sprung").exists()

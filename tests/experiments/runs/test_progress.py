@@ -55,6 +55,18 @@ def test_all_states_are_found_running_ones_first(tmp_path):
     assert [p.state for p in find(tmp_path, START)] == ["stopped", "failed", "damaged", "finished"]
 
 
+def test_what_a_file_says_commands_no_terminal(tmp_path):
+    path = write(tmp_path / "x" / "a", "finished", iteration=40)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {"experiment": "[/] \x1b[2J", "method": "[red]m[/blue]"}))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table(find(tmp_path, START)))
+    said = console.file.getvalue()
+    assert "[/] [2J" in said
+    assert "[red]m[/blue]" in said
+    assert "\x1b" not in said
+
+
 def test_nothing_to_show_is_said(tmp_path):
     with pytest.raises(UserError, match="is not a directory"):
         find(tmp_path / "none", START)

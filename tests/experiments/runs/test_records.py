@@ -124,7 +124,7 @@ def test_broken_last_line_is_tolerated(write_run, recwarn):
 
 
 def test_broken_line_in_the_middle_is_named(write_run):
-    folder = write_run("a", [0.5])
+    folder = write_run("a", [0.5], status="running")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 1\n{"iteration": 20, "train_loss": 0.1}\n')
     with pytest.warns(UserWarning, match="line 2"):

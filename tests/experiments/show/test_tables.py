@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import UserError
-from experiments.show.tables import prepare
+from experiments.show.tables import prepare, publish
 
 
 def test_a_file_that_can_be_written_is_left_as_it_was(tmp_path):
@@ -23,3 +23,12 @@ def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         prepare(tmp_path / "file" / "table.md")
+
+
+def test_what_cannot_be_written_in_the_end_has_been_printed(tmp_path, capsys):
+    (tmp_path / "table.md").symlink_to("/dev/full")
+    with pytest.raises(
+        SystemExit, match=r"table\.md cannot be written \(No space left on device\); what was found stand"
+    ):
+        publish("what was found", tmp_path / "table.md")
+    assert capsys.readouterr().out == "what was found\n"

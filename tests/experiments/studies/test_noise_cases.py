@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from experiments.models import MLP
+from experiments.runs.configs import composed
 from experiments.runs.parts import make
 from experiments.runs.study import build, generator
 from rad.measure import gradients
@@ -18,14 +21,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
 SEED, BATCH, DRAWS, STEPS = 6, 40, 4, 3
 
 
-@pytest.fixture
-def noise(composed) -> tuple[pd.DataFrame, DictConfig]:
-    """Records of one small net, every estimator at two budgets and the full batch, and the config."""
-    config = composed(
+@pytest.fixture(scope="module")
+def noise(written_digits) -> Iterator[tuple[pd.DataFrame, DictConfig]]:
+    """Records of one small net, every estimator at two budgets and the full batch, and the config; only to be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAD_DATA", str(written_digits))
+        yield measured()
+
+
+def measured() -> tuple[pd.DataFrame, DictConfig]:
+    overrides = (
         *("experiment=gradient_noise", "scale=smoke", f"iterations={STEPS}", f"seed={SEED}", "~nets.cnn", "~nets.irnn"),
         *("nets.mlp.model.widths=[784,16,10]", f"nets.mlp.batch_size={BATCH}", f"nets.mlp.draws={DRAWS}"),
-        *("budgets=[0.1,0.4,1]", "steps=[0]"),
+        *("budgets=[0.1,0.4,1]", "steps=[0]", "threads=1"),
     )
+    config = composed(overrides)
     records = []
     build(config)[0].run(records.append, lambda state: None)
     frame = pd.DataFrame(records)

@@ -28,7 +28,7 @@ TASKS = {
     "depth": ["experiment=graph_depth", "data=mnist", "scale=smoke", "depths=[1,2]", "net.depths=[1,2]", "net.width=9"],
     "noise": [
         *("experiment=gradient_noise", "scale=smoke", "~nets.cnn", "~nets.irnn", "budgets=[0.1,1]"),
-        *("nets.mlp.model.widths=[784,16,10]", "nets.mlp.batch_size=40"),
+        *("nets.mlp.model.widths=[784,16,10]", "nets.mlp.batch_size=40", "steps=[1]"),
     ],
 }
 
