@@ -121,6 +121,16 @@ def test_noise_is_the_variance_of_each_error_whatever_the_value(bits, dtype):
     assert errors.abs().max() <= (3 * noise.max().double()).sqrt() * 1.0001
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_noise_is_told_in_single_precision_at_least(dtype):
+    sketch = rad.Rounding(bits=3, group=10)
+    compressed = sketch.compress(normal(40, 10, dtype=dtype), seed=torch.tensor(0))
+    _, step = compressed.kept[1].double()
+    noise = sketch.noise(compressed)
+    assert noise.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(noise.double().view(-1), step.square() / 12, rtol=1e-6, atol=0)
+
+
 def test_dither_that_is_replayed_halves_the_variance():
     """Against reading ``⌊v + u⌋`` without it, at the same bytes."""
     gaussian, bits = normal(1, 2**16), 3
