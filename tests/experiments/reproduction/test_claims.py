@@ -11,6 +11,7 @@ from trained import training
 
 from experiments.reproduction.claims import Evidence, Finding, findings
 from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
+from experiments.studies.gradient_noise import at_equal_bytes
 
 NETS = {"mnist_mlp": "MLP", "cifar_cnn": "CNN", "smnist_irnn": "IRNN"}
 PAPER = ("rad_same", "rad_diff", "rad_proj")
@@ -265,6 +266,13 @@ def test_noise_is_compared_at_the_same_bytes_with_its_interval():
     said = judged(noise=frame)["Appendix, gradient noise"].measured
     assert said.endswith("mlp trained 0.5 ± 0.01; cnn trained 0.5 ± 0.01")  # 1.96 √2 % of 0.5
     assert "paper's best ÷ best: mlp trained 100 ± 3;" in judged(noise=frame)["§7, rounding (ours)"].measured
+
+
+def test_the_papers_best_is_the_least_noisy_of_all_that_it_has_whatever_they_hold():
+    frame = noise(0.5, 0.5)
+    for name in ("rad_same", "rad_diff"):  # the better one is rad_diff
+        held = frame["saved_bytes"].where(frame["estimator"] != name, 103)
+        assert {str(best["estimator"]) for _, _, best, _ in at_equal_bytes(frame.assign(saved_bytes=held))} == {"rad_diff"}
 
 
 def steps(mlp: float, cnn: float, error: float = 0.02, after: tuple[int, ...] = (0, 200, 1000)) -> pd.DataFrame:
