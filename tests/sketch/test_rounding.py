@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sketches import assert_unbiased, normal, seeded
 
 import rad
+from rad.sketch import kernels as loops
 from rad.sketch.random import Stream
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -129,6 +130,18 @@ def test_noise_is_told_in_single_precision_at_least(dtype):
     noise = sketch.noise(compressed)
     assert noise.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(noise.double().view(-1), step.square() / 12, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(loops.numba is None, reason="numba is not installed")
+@pytest.mark.parametrize("scale", [1e-38, 1e-37, 1e-36])
+def test_the_smallest_numbers_are_rounded_alike_with_loops_and_without(monkeypatch, scale):
+    x, found = normal(64, 256) * scale, []
+    for enabled in (True, False):
+        monkeypatch.setattr(loops, "enabled", enabled)
+        compressed = rad.Rounding(bits=3).compress(x, seed=torch.tensor(0))
+        found.append([*compressed.kept, rad.Rounding(bits=3).expand(compressed)])
+    assert all(map(torch.equal, *found))
+    assert (found[0][1][0].float() <= x.amin(1)).all()
 
 
 def test_dither_that_is_replayed_halves_the_variance():

@@ -272,7 +272,9 @@ def test_the_papers_best_is_the_least_noisy_of_all_that_it_has_whatever_they_hol
     frame = noise(0.5, 0.5)
     for name in ("rad_same", "rad_diff"):  # the better one is rad_diff
         held = frame["saved_bytes"].where(frame["estimator"] != name, 103)
-        assert {str(best["estimator"]) for _, _, best, _ in at_equal_bytes(frame.assign(saved_bytes=held))} == {"rad_diff"}
+        assert {str(best["estimator"]) for _, _, best, _ in at_equal_bytes(frame.assign(saved_bytes=held))} == {
+            "rad_diff"
+        }
 
 
 def steps(mlp: float, cnn: float, error: float = 0.02, after: tuple[int, ...] = (0, 200, 1000)) -> pd.DataFrame:
