@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from trained import training
 
+from experiments.reproduction import claims
 from experiments.reproduction.claims import Evidence, Finding, findings
 from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
 from experiments.studies.gradient_noise import at_equal_bytes
@@ -222,6 +223,14 @@ def graphs(grows: float, stays: float, error: float = 1e-4) -> pd.DataFrame:
 def test_variance_against_depth(frame, expected):
     found = judged(graphs=frame)["§3.3, Fig. 2"]
     assert found.verdict == expected
+
+
+@pytest.mark.parametrize(("relative", "expected"), [(0.01, HOLDS), (0.08, UNDECIDED)])
+@pytest.mark.parametrize("predicted", [1.0, 0.1])
+def test_an_exponent_is_judged_relative_to_the_one_predicted(monkeypatch, predicted, relative, expected):
+    row = {"family": "a", "fitted": 1.05 * predicted, "error": relative / 1.96 * predicted, "predicted": predicted}
+    monkeypatch.setattr(claims, "exponents", lambda _: pd.DataFrame([{**row, "ratio": 1.05}]))
+    assert judged(graphs=pd.DataFrame())["§3.3, Fig. 2"].verdict == expected
 
 
 def noise(mlp: float, cnn: float, rounding: float = 0.01, error: float = 0.01) -> pd.DataFrame:
