@@ -1,6 +1,6 @@
 """Which deliberate faults the tests notice: applies each of a list to a copy of the project and runs its tests.
 
-python scripts/faults.py                       # all of tests/faults.yaml, half an hour on two cores
+python scripts/faults.py                       # all of tests/faults, an hour on two cores
 python scripts/faults.py --only rad/pde --jobs 1
 """
 
@@ -66,13 +66,15 @@ def read(path: Path, root: Path = ROOT) -> list[Fault]:
     """The faults of a list, each of them applicable.
 
     Args:
-        path: A YAML list of groups: a ``file``, the ``tests`` that should notice, and ``faults``, each with ``what``,
-            ``old`` and ``new``.
+        path: A YAML list of groups, or a folder of such lists: a ``file``, the ``tests`` that should notice, and
+            ``faults``, each with ``what``, ``old``, which occurs once in the file, and ``new``, which takes its place.
         root: The project.
 
     Raises:
         UserError: If the list is no such list, or does not fit the project as it is.
     """
+    if path.is_dir():
+        return [fault for part in sorted(path.glob("*.yaml")) for fault in read(part, root)]
     try:
         groups = yaml.safe_load(path.read_text(encoding="utf-8"))
         faults = [
@@ -81,7 +83,7 @@ def read(path: Path, root: Path = ROOT) -> list[Fault]:
             for fault in group["faults"]
         ]
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no list of faults ({error!r}); tests/faults.yaml is one") from error
+        raise UserError(f"{path} is no list of faults ({error!r}); those in tests/faults are") from error
     for fault in faults:
         _check(fault, root)
     return faults
@@ -170,7 +172,9 @@ def _pytest(where: Path, tests: Sequence[str], deadline: float | None = None) ->
 def main() -> None:
     """Parses the command line, tries the faults and reports; the exit status is 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("list", type=Path, nargs="?", default=ROOT / "tests" / "faults.yaml", help="a YAML list")
+    parser.add_argument(
+        "list", type=Path, nargs="?", default=ROOT / "tests" / "faults", help="a YAML list, or a folder of them"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="those whose file or description holds the text")
     parser.add_argument("--jobs", type=whole(1, 1024), default=2, help="how many at a time (default %(default)s)")
     args = parser.parse_args()

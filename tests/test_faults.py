@@ -117,7 +117,13 @@ def test_mistakes_in_a_list_are_named(project, group, change, said):
         faults.read(project / "nowhere.yaml", project)
 
 
-def test_the_list_of_this_project_fits_it():
-    listed_ = faults.read(faults.ROOT / "tests" / "faults.yaml")
-    assert len(listed_) > 200
+def test_a_folder_is_all_of_its_lists(project):
+    listed(project, TRIPLED).rename(project.parent / "b.yaml")
+    listed(project, HARMLESS).rename(project.parent / "a.yaml")
+    assert [fault.what for fault in faults.read(project.parent, project)] == ["exchanged", "tripled"]
+
+
+def test_the_lists_of_this_project_fit_it():
+    listed_ = faults.read(faults.ROOT / "tests" / "faults")
+    assert len(listed_) > 400
     assert len({(fault.file, fault.old, fault.new) for fault in listed_}) == len(listed_)

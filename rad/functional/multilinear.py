@@ -24,20 +24,21 @@ def multilinear(keep: Keep, function: Callable[..., Tensor], *operands: Tensor) 
     draw of its own, so that the product of two of them is unbiased as well.
     """
     wanted = [keep.wants(t) for t in operands]
-    shapes = [(t.shape, t.dtype) for t in operands]
+    shapes = [t.shape for t in operands]
     handles = [keep.factor(t, any(wanted[:i] + wanted[i + 1 :])) for i, t in enumerate(operands)]
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        estimates = [kept.dense(handle) for handle in handles]
+        # In the precision of the output, which may be autocast's.
+        estimates = [None if handle is None else kept.dense(handle).to(grad.dtype) for handle in handles]
         grads: list[Tensor | None] = [None]  # of the function
-        for i, ((shape, dtype), want) in enumerate(zip(shapes, wanted, strict=True)):
+        for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True)):
             # Its value does not matter, for the function is linear in it.
-            at = grad.new_zeros(shape, dtype=dtype).requires_grad_()
+            at = grad.new_zeros(shape).requires_grad_()
             if want:
                 with torch.enable_grad():
                     out = function(*estimates[:i], at, *estimates[i + 1 :])
                 recorded = torch.is_grad_enabled()
-                grads.append(torch.autograd.grad(out, at, grad.to(out.dtype), create_graph=recorded)[0])
+                grads.append(torch.autograd.grad(out, at, grad, create_graph=recorded)[0])
             else:
                 grads.append(None)
         return tuple(grads)

@@ -50,8 +50,10 @@ def stored_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def lowest(low: Tensor) -> Tensor:
     """``low`` in bfloat16, where that is not the number itself one that is less."""
     nearest = low.to(_RANGE_DTYPE)
-    # A 128th of a number of eight significant bits is at least their last one.
-    return nearest.where(nearest.to(low.dtype) <= low, torch.sub(nearest, nearest.abs(), alpha=2.0**-7))
+    # A 128th of a number of eight significant bits is at least their last one; in bfloat16 it would itself be rounded
+    # where it is less than the smallest normal number.
+    wide = nearest.to(torch.float32)
+    return nearest.where(nearest.to(low.dtype) <= low, torch.sub(wide, wide.abs(), alpha=2.0**-7).to(_RANGE_DTYPE))
 
 
 def read_step(step: Tensor) -> Tensor:

@@ -167,6 +167,14 @@ def test_fewest_bytes_for_a_variance():
     assert rad.allocate(model, loss, variance=0.5, draws=4).nbytes < plan.nbytes
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_variance_is_in_units_of_the_exact_gradient(passes):
+    model, loss = perceptron()
+    plan = rad.allocate(model, loss, smallest(model, loss), passes=passes)
+    norm2 = sum(float(g.double().square().sum()) for g in gradients(model, loss).values())
+    assert plan.norm2 == pytest.approx(norm2, rel=1e-5)
+
+
 def test_a_variance_that_none_reaches_but_exact_gradients():
     model, loss = perceptron()
     plan = rad.allocate(model, loss, variance=1e-30)

@@ -68,6 +68,12 @@ def test_options_that_do_not_exist_are_not_chosen():
     assert cheapest(costs, losses, 1.0).tolist() == [1, 2]
 
 
+def test_a_limit_that_nothing_keeps_to_is_come_as_close_to_as_can_be():
+    costs, losses = np.array([[1.0, 2.0, np.inf], [1.0, 2.0, 4.0]]), np.array([[4.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
+    assert cheapest(costs, losses, 0.5).tolist() == [1, 2]
+    assert least_loss(costs, losses, 1.5).tolist() == [0, 0]
+
+
 def test_what_loses_nothing_costs_as_little_as_possible():
     costs, losses = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [1.0, 0.5]])
     assert least_loss(costs, losses, 100.0).tolist() == [0, 1]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rad
+from rad.budget import live
 from rad.measure import saved_bytes
 
 BUDGET = 4000
@@ -61,6 +62,18 @@ class Run:
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_each_measurement_has_signs_of_its_own(monkeypatch):
+    seeds = []
+
+    def watched(*args, seed: int, **options) -> rad.Plan:
+        seeds.append(seed)
+        return rad.allocate(*args, seed=seed, **options)
+
+    monkeypatch.setattr(live, "allocate", watched)
+    Run().go(16)
+    assert len(seeds) == len(set(seeds)) == 4
 
 
 def test_a_new_plan_every_so_many_steps():

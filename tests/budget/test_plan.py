@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -146,6 +147,22 @@ def test_structure_is_that_of_stock_and_converted_alike():
     before = fingerprint(model)
     assert fingerprint(rad.convert(model, rad.Rounding(bits=3))) == before
     assert fingerprint(net(33)) != before
+    assert fingerprint(nn.Linear(4, 6, bias=False)) != fingerprint(nn.Linear(6, 4, bias=False))
+
+
+def test_plans_go_by_all_that_they_say():
+    model = net()
+    plan = planned(model)
+    item = plan.items[0]
+    others = [
+        dataclasses.replace(plan, items=(dataclasses.replace(item, bits=bits), *plan.items[1:]))
+        for bits in (None, *range(1, 17))
+        if bits != item.bits
+    ]
+    others += [dataclasses.replace(plan, structure="another"), dataclasses.replace(plan, items=plan.items[1:])]
+    others.append(dataclasses.replace(plan, items=(), exact=True))
+    assert len({plan.key, *(other.key for other in others)}) == 1 + len(others)
+    assert Plan.from_dict(plan.as_dict()).key == plan.key
 
 
 def test_a_plan_is_for_a_whole_model():

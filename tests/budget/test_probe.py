@@ -197,6 +197,21 @@ def test_draws_and_batches_are_means():
     assert contributions(model, loss, 1, 1, 0).variance == single[0]
 
 
+def test_bytes_are_those_that_a_kept_view_holds():
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Linear(16, 64), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.before(x)[:, :16]).square().sum()
+
+    model, x = Part(), torch.randn(32, 16)
+    found = contributions(model, lambda: model(x), 1, 1, 0).nbytes
+    assert found["after / linear 0 / 0"] == 32 * 64 * 4
+    assert found["before / linear 0 / 0"] == x.nbytes
+
+
 def test_a_shared_input_counts_once():
     class Twice(nn.Module):
         def __init__(self) -> None:

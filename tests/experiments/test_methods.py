@@ -124,8 +124,9 @@ def test_checkpointing_is_exact_and_holds_less(segments):
 
 
 def test_checkpointing_says_what_it_cannot_do():
-    with pytest.raises(UserError, match=r"segments must lie in \[1, 8\].*got 0"):
-        Checkpoint("checkpoint", 0).prepare(MLP(PAPER), Seeds(0))
+    for segments in (0, 9):
+        with pytest.raises(UserError, match=rf"segments must lie in \[1, 8\].*got {segments}"):
+            Checkpoint("checkpoint", segments).prepare(MLP(PAPER), Seeds(0))
     with pytest.raises(UserError, match=r"Linear has none; make it an nn\.Sequential"):
         Checkpoint("checkpoint", 2).prepare(torch.nn.Linear(2, 2), Seeds(0))
 

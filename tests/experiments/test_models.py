@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,19 @@ def test_gpt_is_attention_and_two_layers_added():
     torch.testing.assert_close(model(x), head(F.layer_norm(h, (8,))))
     with pytest.raises(ValueError, match="heads must divide width, 8, got 3"):
         GPT(20, 9, 8, 3, 1)
+
+
+@pytest.mark.parametrize("layers", [1, 8])
+def test_weights_of_gpt_are_small_and_smaller_where_they_are_added(layers):
+    torch.manual_seed(0)
+    found = dict(GPT(symbols=50, length=64, width=64, heads=2, layers=layers).named_parameters())
+    added = {name for name in found if name.endswith(("out.weight", "down.weight"))}
+    assert len(added) == 2 * layers
+    for name, p in found.items():
+        if p.dim() > 1:
+            assert p.std().item() == pytest.approx(0.02 / math.sqrt(2 * layers) if name in added else 0.02, rel=0.1)
+        else:
+            assert (p == (0 if name.endswith("bias") else 1)).all()
 
 
 @pytest.mark.parametrize(

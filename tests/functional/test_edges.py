@@ -202,6 +202,23 @@ def test_a_wrong_call_raises_what_stock_raises():
         assert str(ours.value).splitlines()[0] == str(stock.value).splitlines()[0]
 
 
+AUTOCAST = "F.linear; matmul; F.conv2d; F.layer_norm; F.scaled_dot_product_attention; functional.einsum; F.bilinear"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in AUTOCAST.split("; ")], ids=lambda case: case.name)
+def test_gradients_formed_within_autocast_are_those_formed_after_it(case):
+    # Only the forward pass is to be cast; PyTorch's own functions know that.
+    results = []
+    for within in (True, False):
+        tensors = case.tensors(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = case.call(tensors, rad.Rounding(bits=8))
+        leaves, upstream = [tensors[i] for i in case.places], normal(*out.shape, seed=9, dtype=out.dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            results.append(torch.autograd.grad(out, leaves, upstream))
+    assert all(map(torch.equal, *results))
+
+
 def test_low_precision_statistics():
     # As in stock the variance of a batch in half precision is formed in single.
     x = (100 + normal(64, 40)).bfloat16().requires_grad_()

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from calls import Case, quiet
+import torch.nn.functional as F
+from calls import Case, by_rules, quiet
 from cases import CASES, aliases, uncovered
+from cases_products import CASES as PRODUCTS
+from sketches import normal
 from torch import Tensor
 
 import rad
+from rad.measure import saved_bytes
 from rad.nn import Seeds
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -50,6 +54,31 @@ def test_gradients_are_those_of_stock_where_nothing_is_rounded(case):
     torch.testing.assert_close(
         case.run(WHOLE, torch.float32).grads, case.run(None, torch.float32).grads, rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_tensor_by_keyword_is_one_as_any_other():
+    x, weight = normal(64, 64), normal(5, 64, seed=1).requires_grad_()
+    calls = {
+        "place": lambda: F.linear(x, weight),
+        "keyword": lambda: F.linear(x, weight=weight),
+        "both": lambda: F.linear(input=x, weight=weight),
+    }
+    found = {name: saved_bytes(lambda call=call: by_rules(call)()).total for name, call in calls.items()}
+    assert len({*found.values()}) == 1, found
+
+
+@pytest.mark.parametrize("function", [F.mse_loss, F.huber_loss, F.binary_cross_entropy_with_logits])
+def test_weights_of_a_loss_get_the_gradient_of_stock_or_its_refusal(function):
+    x, weight = normal(16, 40).requires_grad_(), normal(16, 40, seed=1).exp().requires_grad_()
+    results = []
+    for run in (function, by_rules(function)):
+        try:
+            results.append(torch.autograd.grad(run(x * 1, normal(16, 40, seed=2), weight=weight), [x, weight]))
+        except RuntimeError as error:
+            results.append(str(error).splitlines()[0])
+    stock, ours = results
+    assert type(ours) is type(stock)
+    assert ours == stock if isinstance(stock, str) else all(map(torch.allclose, ours, stock))
 
 
 @every_case
@@ -119,8 +148,8 @@ def test_a_gradient_function_holds_no_tensors_but_the_saved(case):
             assert not tensors_in(node.job, set()), f"{case.name}: {node.job.function}"
 
 
-def held(case: Case, sketch: rad.Sketch | None) -> int:
-    tensors = case.tensors()
+def held(case: Case, sketch: rad.Sketch | None, wanted: list[int] | None = None) -> int:
+    tensors = case.tensors(wanted=wanted)
 
     def first() -> Tensor:
         out = case.call(tensors, sketch)
@@ -132,3 +161,9 @@ def held(case: Case, sketch: rad.Sketch | None) -> int:
 @every_case
 def test_no_more_is_kept_than_by_stock(case):
     assert held(case, FEW) <= held(case, None)
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=[case.name for case in PRODUCTS])
+def test_an_operand_is_kept_only_for_the_gradients_of_others(case):
+    for place in case.places:
+        assert held(case, WHOLE, [place]) <= held(case, None, [place])

@@ -60,6 +60,23 @@ def test_three_weights_of_one_tensor_share_a_summary(sketch, summaries):
     assert bytes_of_three == rad.measure.saved_bytes(lambda: one(x)).total <= 0.4 * x.nbytes + 8
 
 
+class Layers(nn.ModuleList):
+    """The sum of what layers make of one tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(layer(x) for layer in self)
+
+
+def test_layers_of_different_sketches_share_nothing(summaries):
+    few, many = rad.Rounding(bits=3), rad.Rounding(bits=8)
+    net = rad.convert(Layers(nn.Linear(64, 64) for _ in range(3)), {"": few, "1": many, "2": many})
+    x = normal(32, 64)
+    ledger = rad.measure.saved_bytes(lambda: net(x))
+    assert len(summaries) == 2
+    bits = {e.nbytes: e.keeps for e in ledger.entries if e.dtype == torch.uint8}
+    assert bits == {32 * 64 * b // 8: str(sketch) for b, sketch in ((3, few), (8, many))}
+
+
 def test_views_of_a_tensor_share_what_is_the_same_part_of_it(summaries):
     def run(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         flat = F.linear(x.view(2, 16, 64), a).sum() + F.linear(x.view(-1, 64), b).sum()

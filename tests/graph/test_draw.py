@@ -34,6 +34,15 @@ def test_kept_edges_stand_out():
     assert not [t for t in axes.texts if t.get_text()]
 
 
+def test_vertices_that_no_kept_path_reaches_are_hollow():
+    graph = layered([1, 4, 4, 1])
+    kept = sample_paths(graph, 1)
+    assert not kept.reached().all()
+    for some, reached in ((None, graph.reached()), (kept, kept.reached())):
+        (vertices,) = [c for c in draw(graph, some, labels=False).collections if len(c.get_offsets()) == graph.vertices]
+        assert ((vertices.get_facecolors()[:, :3] < 1).any(1) == reached).all()
+
+
 def test_large_graphs_are_drawn_by_collections():
     graph = layered([1, 20, 20, 1])
     axes = draw(graph, labels=False)

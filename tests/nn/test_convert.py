@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from sketches import SKETCHES, normal, seeded
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 import rad
 from rad.functional import RULES
 from rad.nn import Converted, Seeds
+from rad.nn.seeds import Split
 
 SKETCH = rad.Rounding(bits=3)
 
@@ -247,6 +249,23 @@ def test_the_state_of_the_seeds_resumes_a_run():
     following = gradients(model)
     rad.nn.seeds(model).set_state(state)
     assert same(gradients(model), following)
+
+
+def test_processes_that_start_alike_never_share_a_seed(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    taken = []
+    for rank in range(3):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        seeds = Seeds(0)
+        taken += [int(seeds.next()) for _ in range(50)]
+    assert len(set(taken)) == len(taken)
+
+
+def test_calls_of_a_graph_never_share_a_seed():
+    seeds = Seeds(0)
+    calls = [Split(seeds.next()) for _ in range(50)]
+    taken = [int(call.next()) for call in calls for _ in range(50)]
+    assert len(set(taken)) == len(taken)
 
 
 def saved_and_loaded(model: nn.Module) -> nn.Module:

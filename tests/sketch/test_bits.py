@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sketches import normal
 
 from rad.sketch.bits import _pack_words, _unpack_words, masked, pack, pack_positive, packed_bytes, unpack, unpack_planes
 
@@ -74,3 +75,10 @@ def test_masked(dtype, strided):
     assert actual.shape == x.shape
     # What is masked vanishes even where it is not finite, as 0 times it would not.
     torch.testing.assert_close(actual.flatten(), torch.tensor(expected, dtype=dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masked_can_be_differentiated(dtype):
+    x, mask = normal(5, 7, dtype=dtype).requires_grad_(), normal(5, 7, seed=1) > 0
+    (grad,) = torch.autograd.grad(masked(x, pack(mask, 1)).sum(), x)
+    assert torch.equal(grad, mask.to(dtype))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sketches import assert_unbiased, normal, seeded
 
 import rad
+from rad.sketch import kernels as loops
 from rad.sketch.random import Stream
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -119,6 +120,30 @@ def test_noise_is_the_variance_of_each_error_whatever_the_value(bits, dtype):
     ratio = errors[:, :2].square().mean(0) / noise[:2].double()
     assert (ratio - 1).abs().max() < 5.5 * (0.8 / 2000) ** 0.5
     assert errors.abs().max() <= (3 * noise.max().double()).sqrt() * 1.0001
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_noise_is_told_in_single_precision_at_least(dtype):
+    sketch = rad.Rounding(bits=3, group=10)
+    compressed = sketch.compress(normal(40, 10, dtype=dtype), seed=torch.tensor(0))
+    _, step = compressed.kept[1].double()
+    noise = sketch.noise(compressed)
+    assert noise.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(noise.double().view(-1), step.square() / 12, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(loops.numba is None, reason="numba is not installed")
+@pytest.mark.parametrize("scale", [1e-38, 1e-37, 1e-36])
+def test_the_smallest_numbers_are_rounded_alike_with_loops_and_without(monkeypatch, scale):
+    # Few groups at a time: PyTorch has another way for the last few of many numbers.
+    for seed in range(30):
+        x, found = normal(3, 256, seed=seed) * scale, []
+        for enabled in (True, False):
+            monkeypatch.setattr(loops, "enabled", enabled)
+            compressed = rad.Rounding(bits=3).compress(x, seed=torch.tensor(0))
+            found.append([*compressed.kept, rad.Rounding(bits=3).expand(compressed)])
+        assert all(map(torch.equal, *found))
+        assert (found[0][1][0].float() <= x.amin(1)).all()
 
 
 def test_dither_that_is_replayed_halves_the_variance():

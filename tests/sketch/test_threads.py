@@ -86,6 +86,19 @@ def test_what_a_loop_raises_is_raised(threads, monkeypatch, by):
     assert not loop_threads._jobs
 
 
+@pytest.mark.parametrize("size", [7, 12, 100, 256])
+def test_shares_of_threads_meet_at_whole_bytes(threads, size):
+    x = normal(1201, size, seed=size).repeat(1, 1 + 300 // size)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        sketch = rad.Rounding(bits=3, group=size)
+        compressed = sketch.compress(x, seed=torch.tensor(1))
+        found.append([*compressed.kept, sketch.expand(compressed)])
+    assert x.numel() > 3 * loop_threads._SHARE
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 def test_one_thread_means_one(threads, monkeypatch):
     def nobody():
         raise AssertionError("a second thread was asked for")

@@ -302,17 +302,17 @@ def test_an_adding_problem_out_of_range_is_refused(wrong):
 
 @pytest.fixture
 def texts(tmp_path):
-    """Python files of which one in about ten is for the test."""
-    written = {}
+    """Python files of which one in about ten is for the test, in a folder that lies among somebody's tests."""
+    written, root = {}, tmp_path / "tests" / "sources"
     for number in range(40):
         name = f"{'deep/' * (number % 2)}m{number}.py"
         written[name] = bytes((number + i) % 90 + 32 for i in range(50 + number)) + "é".encode()
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(written[name])
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "aside.py").write_text("x" * 1000)
-    (tmp_path / "note.txt").write_text("y" * 1000)
-    return tmp_path, written
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(written[name])
+    (root / "test").mkdir()
+    (root / "test" / "aside.py").write_text("x" * 1000)
+    (root / "note.txt").write_text("y" * 1000)
+    return root, written
 
 
 def test_sources_are_windows_of_whole_files_in_order(texts):
@@ -349,9 +349,9 @@ def test_sources_that_are_not_there_are_refused(tmp_path, texts):
     with pytest.raises(UserError, match=r"0 training and 0 test windows of 7 .* but 1 and 3 are needed; lower"):
         sources(7, None, 3, str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"but 9,999 and 3 are needed"):
-        sources(7, 9999, 3, str(tmp_path))
+        sources(7, 9999, 3, str(texts[0]))
     with pytest.raises(UserError, match=r"but 1 and 9,999 are needed"):
-        sources(7, None, 9999, str(tmp_path))
+        sources(7, None, 9999, str(texts[0]))
 
 
 def test_bits_of_a_guess_are_those_of_its_odds():

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from trained import training
 
+from experiments.reproduction import claims
 from experiments.reproduction.claims import Evidence, Finding, findings
 from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
+from experiments.studies.gradient_noise import at_equal_bytes
 
 NETS = {"mnist_mlp": "MLP", "cifar_cnn": "CNN", "smnist_irnn": "IRNN"}
 PAPER = ("rad_same", "rad_diff", "rad_proj")
@@ -223,6 +225,14 @@ def test_variance_against_depth(frame, expected):
     assert found.verdict == expected
 
 
+@pytest.mark.parametrize(("relative", "expected"), [(0.01, HOLDS), (0.08, UNDECIDED)])
+@pytest.mark.parametrize("predicted", [1.0, 0.1])
+def test_an_exponent_is_judged_relative_to_the_one_predicted(monkeypatch, predicted, relative, expected):
+    row = {"family": "a", "fitted": 1.05 * predicted, "error": relative / 1.96 * predicted, "predicted": predicted}
+    monkeypatch.setattr(claims, "exponents", lambda _: pd.DataFrame([{**row, "ratio": 1.05}]))
+    assert judged(graphs=pd.DataFrame())["§3.3, Fig. 2"].verdict == expected
+
+
 def noise(mlp: float, cnn: float, rounding: float = 0.01, error: float = 0.01) -> pd.DataFrame:
     """Added variance of the paper's best relative to a smaller batch's on two nets, and rounding's relative to it."""
     rows = []
@@ -265,6 +275,15 @@ def test_noise_is_compared_at_the_same_bytes_with_its_interval():
     said = judged(noise=frame)["Appendix, gradient noise"].measured
     assert said.endswith("mlp trained 0.5 ± 0.01; cnn trained 0.5 ± 0.01")  # 1.96 √2 % of 0.5
     assert "paper's best ÷ best: mlp trained 100 ± 3;" in judged(noise=frame)["§7, rounding (ours)"].measured
+
+
+def test_the_papers_best_is_the_least_noisy_of_all_that_it_has_whatever_they_hold():
+    frame = noise(0.5, 0.5)
+    for name in ("rad_same", "rad_diff"):  # the better one is rad_diff
+        held = frame["saved_bytes"].where(frame["estimator"] != name, 103)
+        assert {str(best["estimator"]) for _, _, best, _ in at_equal_bytes(frame.assign(saved_bytes=held))} == {
+            "rad_diff"
+        }
 
 
 def steps(mlp: float, cnn: float, error: float = 0.02, after: tuple[int, ...] = (0, 200, 1000)) -> pd.DataFrame:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from digits import write_run
 
+from experiments.reproduction import report as module
+from experiments.reproduction.claims import Evidence
 from experiments.reproduction.plan import Plan, Planned, Sweep
 from experiments.reproduction.report import write_report
 
@@ -116,3 +119,12 @@ def test_only_the_claims_become_cards_on_a_phone(report):
     # A narrow screen hides the headings; the style names the cells that do not speak for themselves.
     named = dict(re.findall(r'td:nth-child\((\d)\)::before { content: "(\w+)', page))
     assert {headings[int(place) - 1].split()[0]: word for place, word in named.items()} == {"n": "n", "made": "made"}
+
+
+def test_records_of_graphs_are_judged_as_such_and_those_of_nets_apart(monkeypatch):
+    records = [{"edges": 5, "seconds": 0.1}, {"family": "independent", "depth": 1}, {"how": "every", "depth": 2}]
+    monkeypatch.setattr(module, "_study", lambda *args: SimpleNamespace(records=lambda: records))
+    evidence = Evidence({})
+    module._depth(None, evidence, [])
+    assert (evidence.graphs["family"].tolist(), evidence.graphs["depth"].tolist()) == (["independent"], [1])
+    assert (evidence.nets["how"].tolist(), evidence.nets["depth"].tolist()) == (["every"], [2])

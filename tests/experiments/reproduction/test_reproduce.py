@@ -232,6 +232,16 @@ def test_a_plan_of_another_kind_is_refused_by_the_name_of_what_is_wrong(tmp_path
         make_plan(tmp_path / "plan.yaml", "tiny", tmp_path)
 
 
+def test_every_run_has_one_thread_and_its_own_settings(tmp_path):
+    sweep = planning.make_sweep("experiment=mnist_mlp data=mnist5k method=exact,rad_diff seed=0,1", tmp_path)
+    assert [run.command[1:] for run in sweep.runs] == [
+        ("experiment=mnist_mlp", "data=mnist5k", f"method={method}", f"seed={seed}", f"runs={tmp_path}", "threads=1")
+        for method in ("exact", "rad_diff")
+        for seed in (0, 1)
+    ]
+    assert len({run.path for run in sweep.runs}) == 4
+
+
 @pytest.mark.slow
 def test_the_projects_own_plan(tmp_path, digits):
     file = ROOT / "experiments" / "reproduction" / "plan.yaml"

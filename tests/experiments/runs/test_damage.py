@@ -221,6 +221,22 @@ def test_a_full_disk_is_said_and_nothing_is_lost(stopped, again, monkeypatch, na
     assert progress(stopped, NOW).state == "stopped"
 
 
+def test_a_run_without_a_checkpoint_begins_anew(stopped, again):
+    before = RunDir(stopped).records()
+    (stopped / "checkpoint.pt").unlink()
+    again()
+    after = RunDir(stopped).records()
+    assert [r["iteration"] for r in after] == [r["iteration"] for r in before]
+    assert [r["train_loss"] for r in after] == [r["train_loss"] for r in before]
+
+
+def test_a_step_takes_its_share_of_the_seconds_recorded(finished):
+    run = RunDir(finished)
+    milliseconds = 1000 * run.records()[-1]["train_seconds"] / run.meta()["iterations"]
+    assert run.meta()["step_ms"] == pytest.approx(milliseconds, abs=0.2)
+    assert milliseconds > 0.4  # else the first would say nothing
+
+
 def test_a_disk_that_is_full_amid_a_checkpoint_is_said(tmp_path):
     run = RunDir(tmp_path)
     with Path("/dev/full").open("wb") as _:

@@ -37,6 +37,8 @@ FOREIGN = [
     "torch.optim.os",
     "torch.optim.lr_scheduler.types.FunctionType",
     "torch.optim.Nothing",
+    "torch.optim.Adam.register_step_pre_hook",
+    "torch.optim.lr_scheduler.StepLR.step",
     "experiments.runs.directory.os",
     "experiments.reproduction.runner.run_all",
     "rad.sketch.kernels.numba",

@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,6 +185,17 @@ def test_unknown_method_keeps_its_name_and_colour():
     assert look("my_sketch") == look("my_sketch")
     assert look("my_sketch").label == "my_sketch"
     assert look("my_sketch").colour not in {its.colour for its in METHODS.values()}
+
+
+def test_colours_are_the_same_in_every_process():
+    code = "from experiments.labels import look; print([look(f'sketch_{i}').colour for i in range(20)])"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
 
 
 def test_style_leaves_no_trace():
