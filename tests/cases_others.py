@@ -99,6 +99,7 @@ CASES = [
         F.mse_loss,
         ("", [path(8, 16), constant(8, 16)]),
         ("both, broadcast", [path(8, 16), path(16)], {"reduction": "sum"}),
+        ("predictions broadcast", [path(8, 1), path(8, 16)]),
         ("none", [path(8, 16), constant(8, 16)], {"reduction": "none"}),
     ),
     *lines(F.l1_loss, ("", [path(8, 16), constant(8, 16)])),

@@ -162,6 +162,8 @@ def test_too_few_draws(draws):
 def test_names_that_do_not_match():
     with pytest.raises(ValueError, match=r"exact has the entries c, but the draws have a\.weight"):
         gradient_noise(known()[0], 3, {"c": torch.ones(1)})
+    with pytest.raises(ValueError, match="exact has the entries"):
+        gradient_noise(lambda: {"a": torch.ones(1)}, 3, {"c": torch.ones(1)})
     with pytest.raises(ValueError, match="without entries"):
         gradient_noise(dict, 3)
 

@@ -194,6 +194,7 @@ def test_backward_twice_replays_one_draw():
         ({"nx": 129}, r"unstable: .* got 2\.1"),
         ({"diffusion": 0.0}, "positive and finite"),
         ({"diffusion": math.nan}, "positive and finite"),
+        ({"diffusion": torch.linspace(0.1, 1.1, 33 * 33).view(33, 33)}, "unstable"),  # by its largest value
         ({"diffusion": torch.ones(3, 3)}, r"\[33, 33\] like the grid, got \[3, 3\]"),
     ],
 )
