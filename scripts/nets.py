@@ -38,7 +38,6 @@ from experiments.show.tables import markdown, prepare, publish
 from rad.measure import gradient_noise, gradients, peak_bytes, saved_bytes
 from rad.sketch.bits import MAX_BITS
 
-
 _USUAL = [name for name in CASES if name != "gpt2_small"]  # which holds more than the memory of a desk's machine
 
 
