@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true", help="renew the table until Ctrl-C, what is running on top")
     parser.add_argument("--every", type=positive, default=2.0, help="seconds between renewals (default %(default)s)")
     args = parser.parse_args()
+    if args.every > 86400:
+        parser.error(f"--every must be a number of seconds up to a day, got {args.every}")
     console = Console()
     try:
         if not args.watch:
@@ -90,7 +92,7 @@ def main() -> None:
             while True:
                 rows = max(1, (console.height - 6) // 2)  # long names take two lines
                 live.update(table(find(args.runs, datetime.now(UTC)), rows), refresh=True)
-                time.sleep(min(args.every, 86400))
+                time.sleep(args.every)
     except KeyboardInterrupt:
         pass
     except UserError as error:

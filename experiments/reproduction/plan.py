@@ -142,15 +142,14 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     Raises:
         UserError: If there is no such scale, a sweep is empty, or a config cannot be composed.
     """
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
-        _File.model_validate(settings)
+        plan = _File.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise UserError(f"{file} is no plan: {sentence(error)}") from error
-    scales = {name: value for name, value in settings.items() if name != "step_ms"}
+    scales = plan.__pydantic_extra__
     if scale not in scales:
         raise UserError(f"the scale must be one of {', '.join(scales)}, got {scale!r}")
-    chosen = _Scale(**scales[scale])
+    chosen = scales[scale]
     sweeps: list[Sweep] = []
     notes: list[str] = []
     missing: dict[str, str] = {}
@@ -177,7 +176,7 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     timed = chosen.table1
     scripts = (Planned("table1", script, table, timed.seconds),) if timed else ()
     targets = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in chosen.targets.items()}
-    return Plan(scale, tuple(sweeps), scripts, targets, settings["step_ms"], notes)
+    return Plan(scale, tuple(sweeps), scripts, targets, plan.step_ms, notes)
 
 
 def measured_step() -> float:
