@@ -61,6 +61,9 @@ plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
 reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes, no data needed), laptop (3 hours), desk (a day or two) or paper (days)
 	$(BIN)/python scripts/reproduce.py --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) $(if $(REPORT),--out $(REPORT))
 
+report: $(ENV) ## results/report.html anew from results/records, without running anything
+	$(BIN)/python scripts/reproduce.py --scale desk --records results/records --out results
+
 status: $(ENV) ## all runs below RUNS: how far they are, last losses, time left
 	$(BIN)/python scripts/status.py $(RUNS)
 
@@ -70,4 +73,4 @@ watch: $(ENV) ## the same, until Ctrl-C
 clean: ## remove the environment; runs and results stay
 	rm -rf .venv
 
-.PHONY: help setup lock locked run test quick test-gpu lint bench plot reproduce status watch clean
+.PHONY: help setup lock locked run test quick test-gpu lint bench plot reproduce report status watch clean

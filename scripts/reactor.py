@@ -23,7 +23,7 @@ from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
 from experiments.show.tables import markdown
 from experiments.studies.reactor.figures import animate
-from experiments.studies.reactor.results import cost_table, here, publish_reactor, shown_control
+from experiments.studies.reactor.results import cost_table, gradient_costs, here, publish_reactor, shown_control
 
 COSTS = {"exact": "exact", "checkpointing": "checkpoint", "evenly spaced, 0.01": "rad_even"}
 SIZES = [(17, 4096), (33, 4096), (65, 4096), (129, 4096), (33, 10240), (33, 40960), (33, 163840)]
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
             (args.out / "cost.md").write_text(text, encoding="utf-8")
         else:
             runs = _one_problem(load_runs(args.runs))
-            text = publish_reactor(runs, args.out, args.target, args.rounds, args.draws, command)
+            costs = gradient_costs(runs, args.rounds, args.draws)
+            text = publish_reactor(runs, args.out, args.target, costs, command)
             if args.gif:
                 print(animate(*shown_control(runs)[:2], args.out / "control.gif"))
     except (UserError, OSError) as error:

@@ -12,7 +12,7 @@ def training(**seeds: tuple) -> Runs:
     rows, curves = [], []
     for method, values in seeds.items():
         for seed, met in enumerate(values):
-            run = {"run": f"{method}{seed}", "method": method, "seed": seed}
+            run = {"run": f"{method}{seed}", "method": method, "budget": 0.1, "seed": seed}
             size = {"batch_size": 20 if method == "small_batch" else 150}
             rows.append({**run, **size, "saved_bytes": 10.0, "exact_saved_bytes": 100.0})
             for step in range(0, 1 + (met or 600), 10):

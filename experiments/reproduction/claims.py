@@ -3,77 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import pandas as pd
 
+from experiments.budgets import said
 from experiments.labels import look
-from experiments.reproduction.headline import Ratio, ratio_of_means, reached
-from experiments.runs.records import Runs
-from experiments.show.verdicts import UNKNOWN, Interval, verdict
+from experiments.reproduction.evidence import Evidence, Finding
+from experiments.reproduction.headline import Ratio, final_losses, ratio_of_means, reached
+from experiments.show.verdicts import Interval, Rule
 from experiments.studies.gradient_noise import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.graph_depth import exponents
 from experiments.studies.reactor.results import SHARE, loss_ratio, one_percent
 from experiments.studies.step_noise import around, ratios
 
-__all__ = ["Evidence", "Finding", "findings"]
+__all__ = ["findings"]
 
 SIMILAR = 1.25  # a number of iterations within this factor of another is similar
 _TABLE1 = 0.03
 _EXPONENT = 0.1  # relative, of one that is predicted
 _UNTUNED = "fashion_mlp"  # on whose data nothing was tuned
+_REAL_NETS = {"source_gpt": "transformer", "source_lstm": "LSTM", "cifar_resnet": "ResNet"}
 _STAYS = 0.02  # an exponent as small as this is none
 _BETTER = 50
+_LESS, _MORE = Rule(high=1, strict=True), Rule(low=1, strict=True)  # than the baseline
+_AS_EXACT = 1.05
+_FEW_BITS = ("rad_round", "rad_auto")
 _FLATTER, _WHEN = 5, (200, 1000)  # times as much of the noise that counts, after so many steps of training
-
-
-@dataclass
-class Evidence:
-    """What there is to judge by; ``None`` and missing keys are what there is not.
-
-    Attributes:
-        targets: Training losses to count iterations to, by experiment.
-        training: Runs at one budget, by experiment.
-        reactor: As from ``reactor_table``.
-        graphs: Records of ``experiment=graph_depth`` on graphs.
-        nets: Its records on nets.
-        noise: ``noise.csv`` of ``experiment=gradient_noise``.
-        steps: Its ``steps.csv``.
-        rates: Final training losses of methods that share a learning rate, as from ``final_losses``.
-        table1: ``table1.csv``.
-    """
-
-    targets: dict[str, tuple[float, ...]]
-    training: dict[str, Runs] = field(default_factory=dict)
-    reactor: pd.DataFrame | None = None
-    graphs: pd.DataFrame | None = None
-    nets: pd.DataFrame | None = None
-    noise: pd.DataFrame | None = None
-    steps: pd.DataFrame | None = None
-    rates: pd.DataFrame | None = None
-    table1: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A claim and what became of it.
-
-    Attributes:
-        claim: Where in the paper it stands.
-        statement: What it says, in our words.
-        measured: Our number with its interval.
-        n: Seeds, or draws.
-        verdict: One of `experiments.show.verdicts`.
-        experiment: Whose commands made the number.
-    """
-
-    claim: str
-    statement: str
-    measured: str
-    n: str
-    verdict: str
-    experiment: str
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -90,15 +46,12 @@ def findings(evidence: Evidence) -> list[Finding]:
         _similar(evidence),
         _table_one(evidence),
         *_reactor(evidence),
+        *[_as_exact(evidence, name, net) for name, net in _REAL_NETS.items() if name in evidence.targets],
         _batch(evidence),
         _why(evidence),
         _rates(evidence),
         _rounding(evidence),
     ]
-
-
-def _absent(claim: str, statement: str, experiment: str) -> Finding:
-    return Finding(claim, statement, "–", "0", UNKNOWN, experiment)
 
 
 def _ratios(table: pd.DataFrame, baseline: str, methods: Iterable[str], measure: str) -> dict[str, Ratio]:
@@ -116,176 +69,182 @@ def _seeds(ratios: Iterable[Ratio]) -> str:
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _training(
-    evidence: Evidence,
-    experiment: str,
-    claim: str,
-    statement: str,
-    baseline: str,
-    methods: Iterable[str],
-    part: Callable[[Interval], bool | None],
-) -> Finding:
+def _training(evidence: Evidence, claim: Finding, baseline: str, methods: Iterable[str]) -> Finding:
     """A claim about the iterations of some methods relative to those of another, to each of the targets."""
+    experiment = claim.experiment
     by_target = {
         target: _ratios(reached(evidence.training[experiment], target), baseline, methods, "iterations")
         for target in (evidence.targets[experiment] if experiment in evidence.training else ())
     }
     found = [r for ratios in by_target.values() for r in ratios.values()]
     if not any(r.n for r in found):
-        return _absent(claim, statement, experiment)
+        return claim
     against = look(baseline).label.removeprefix("RAD, ")
     said = "; ".join(f"iterations to {target:g} ÷ {against}: {_said(ratios)}" for target, ratios in by_target.items())
-    return Finding(claim, statement, said, _seeds(found), verdict(part(r.interval()) for r in found), experiment)
+    return claim.judged(said, _seeds(found), _met(claim.rule, found))
+
+
+def _met(rule: Rule, ratios: Iterable[Ratio]) -> list[bool | None]:
+    return [rule.met(r.interval()) for r in ratios]
 
 
 def _faster(evidence: Evidence, experiment: str, net: str) -> Finding:
     statement = "at the same memory the training loss falls faster with RAD than with a smaller batch"
-    claim = f"Fig. 5 (a), {net}"
-    return _training(evidence, experiment, claim, statement, "small_batch", PAPER, lambda r: r.below(1))
+    claim = Finding(f"Fig. 5 (a), {net}", statement, experiment, _LESS)
+    return _training(evidence, claim, "small_batch", PAPER)
 
 
 def _different(evidence: Evidence, experiment: str, net: str, needed: bool) -> Finding:
-    statement = (
-        "the MLP needs a different sample for each example"
+    statement, rule = (
+        ("the MLP needs a different sample for each example", _MORE)
         if needed
-        else "the CNN does not need different samples, thanks to weight sharing"
+        else ("the CNN does not need different samples, thanks to weight sharing", Rule(high=SIMILAR))
     )
-
-    def part(r: Interval) -> bool | None:
-        return r.above(1) if needed else r.within(high=SIMILAR)
-
-    claim = f"Fig. 5 (b), {net}"
-    return _training(evidence, experiment, claim, statement, "rad_diff", ("rad_same", "rad_proj"), part)
+    claim = Finding(f"Fig. 5 (b), {net}", statement, experiment, rule)
+    return _training(evidence, claim, "rad_diff", ("rad_same", "rad_proj"))
 
 
 def _exact_fastest(evidence: Evidence, experiment: str, net: str) -> Finding:
-    claim, statement = f"Fig. 5 (c), {net}", "the full-memory baseline is fastest"
-    methods = ("small_batch", *PAPER)
-    return _training(evidence, experiment, claim, statement, "exact", methods, lambda r: r.above(1))
+    claim = Finding(f"Fig. 5 (c), {net}", "the full-memory baseline is fastest", experiment, _MORE)
+    return _training(evidence, claim, "exact", ("small_batch", *PAPER))
 
 
 def _similar(evidence: Evidence) -> Finding:
     statement = "with a fresh draw for each time step RAD takes about as many iterations as a smaller batch"
+    claim = Finding("Fig. 5 (d), IRNN", statement, "smnist_irnn", Rule(1 / SIMILAR, SIMILAR))
+    return _training(evidence, claim, "small_batch", PAPER)
 
-    def part(r: Interval) -> bool | None:
-        return r.within(1 / SIMILAR, SIMILAR)
 
-    return _training(evidence, "smnist_irnn", "Fig. 5 (d), IRNN", statement, "small_batch", PAPER, part)
+def _as_exact(evidence: Evidence, experiment: str, net: str) -> Finding:
+    statement = f"with a few bits a value the training loss ends within {_AS_EXACT - 1:.0%} of exact gradients'"
+    claim = Finding(f"Beyond the paper, {net} (ours)", statement, experiment, Rule(high=_AS_EXACT))
+    if experiment not in evidence.training:
+        return claim
+    table = final_losses(evidence.training[experiment])
+    found = {
+        f"{look(method).label} {said(budget)}": ratio_of_means(
+            pd.concat([part, table[table["method"] == "exact"]]), str(method), "exact", "train_loss"
+        )
+        for (method, budget), part in table[table["method"].isin(_FEW_BITS)].groupby(["method", "budget"], sort=False)
+    }
+    if not any(r.n for r in found.values()):
+        return claim
+    measured = "final training loss ÷ exact: " + "; ".join(f"{name} {r}" for name, r in found.items())
+    return claim.judged(measured, _seeds(found.values()), _met(claim.rule, found.values()))
 
 
 def _table_one(evidence: Evidence) -> Finding:
-    claim, statement = "Table 1", "peak memory of the three nets by the fraction kept"
+    statement = "peak memory of the three nets by the fraction kept"
+    claim = Finding("Table 1", statement, "table1", Rule(high=_TABLE1))
     if evidence.table1 is None:
-        return _absent(claim, statement, "table1")
+        return claim
     left = evidence.table1["left"].dropna().abs()
-    said = f"measured bytes within {left.max():.1%} of the formula behind the table, explained real costs apart"
-    return Finding(claim, statement, said, f"{len(left)} cells", verdict(left <= _TABLE1), "table1")
+    measured = f"measured bytes within {left.max():.1%} of the formula behind the table, explained real costs apart"
+    return claim.judged(measured, f"{len(left)} cells", left <= _TABLE1)
 
 
 def _reactor(evidence: Evidence) -> list[Finding]:
     statement = "99 % of the memory is saved without a significant slowdown"
     found = []
-    for method, claim in (("rad_same", "Fig. 6"), ("rad_even", "Fig. 6, evenly spaced sample (ours)")):
+    for method, where in (("rad_same", "Fig. 6"), ("rad_even", "Fig. 6, evenly spaced sample (ours)")):
+        claim = Finding(where, statement, "reactor", Rule(high=SHARE))
         kept = pd.DataFrame() if evidence.reactor is None else one_percent(evidence.reactor)
         kept = kept if kept.empty else kept[kept["method"] == method]
-        if kept.empty:
-            found.append(_absent(claim, statement, "reactor"))
-            continue
-        row = kept.loc[kept["bytes_ratio"].idxmax()]
-        said, interval = loss_ratio(row)
-        said = f"final loss with {row['bytes_ratio']:.2%} of the bytes ÷ exact: {said}"
-        found.append(Finding(claim, statement, said, f"{row['n']}", verdict([interval.within(high=SHARE)]), "reactor"))
+        if not kept.empty:
+            row = kept.loc[kept["bytes_ratio"].idxmax()]
+            ratio, interval = loss_ratio(row)
+            measured = f"final loss with {row['bytes_ratio']:.2%} of the bytes ÷ exact: {ratio}"
+            claim = claim.judged(measured, f"{row['n']}", [claim.rule.met(interval)])
+        found.append(claim)
     return found
 
 
 def _depth(evidence: Evidence) -> Finding:
-    claim, experiment = "§3.3, Fig. 2", "graph_depth"
     statement = "variance grows exponentially with depth on interleaved graphs, not on independent paths"
+    predicted, none = Rule(1 - _EXPONENT, 1 + _EXPONENT), Rule(-_STAYS, _STAYS)
+    rule = f"÷ predicted {predicted}; {none} where none is predicted"
+    claim = Finding("§3.3, Fig. 2", statement, "graph_depth", rule)
     if evidence.graphs is None:
-        return _absent(claim, statement, experiment)
+        return claim
     table = exponents(evidence.graphs)
     parts = []
     for row in table.itertuples():
         half = 1.96 * row.error
         if math.isnan(row.ratio):
-            parts.append(Interval.around(row.fitted, half).within(-_STAYS, _STAYS))
+            parts.append(none.met(Interval.around(row.fitted, half)))
         else:
-            parts.append(Interval.around(row.ratio, half / row.predicted).within(1 - _EXPONENT, 1 + _EXPONENT))
-    said = "; ".join(f"{row.family}: exponent {row.fitted:.3f} ± {1.96 * row.error:.3f}" for row in table.itertuples())
+            parts.append(predicted.met(Interval.around(row.ratio, half / row.predicted)))
+    grown = [f"{row.family}: exponent {row.fitted:.3f} ± {1.96 * row.error:.3f}" for row in table.itertuples()]
     rates = ", ".join(f"{value:.3f}" for value in table["ratio"].dropna())
-    return Finding(claim, statement, f"{said} (fitted ÷ predicted {rates})", "1", verdict(parts), experiment)
+    return claim.judged(f"{'; '.join(grown)} (fitted ÷ predicted {rates})", "1", parts)
 
 
 def _batch(evidence: Evidence) -> Finding:
-    claim, experiment = "Appendix, gradient noise", "gradient_noise"
     statement = "at the same memory RAD's gradient has less variance than a smaller batch's"
+    claim = Finding("Appendix, gradient noise", statement, "gradient_noise", _LESS)
     if evidence.noise is None:
-        return _absent(claim, statement, experiment)
-    said, parts = [], []
+        return claim
+    found, parts = [], []
     for net, phase, best, _ in at_equal_bytes(evidence.noise):
         part = evidence.noise[(evidence.noise["net"] == net) & (evidence.noise["phase"] == phase)]
         batch = part[(part["estimator"] == "small_batch") & (part["budget"] == best["budget"])].iloc[0]
         value, half = ratio(best, batch)
-        said.append(f"{net} {phase} {value:.2g} ± {half:.1g}")
-        parts.append(Interval.around(value, half).below(1))
-    measured = "added variance, the paper's best estimator ÷ smaller batch: " + "; ".join(said)
-    return Finding(claim, statement, measured, draw_counts(evidence.noise), verdict(parts), experiment)
+        found.append(f"{net} {phase} {value:.2g} ± {half:.1g}")
+        parts.append(claim.rule.met(Interval.around(value, half)))
+    measured = "added variance, the paper's best estimator ÷ smaller batch: " + "; ".join(found)
+    return claim.judged(measured, draw_counts(evidence.noise), parts)
 
 
 def _rounding(evidence: Evidence) -> Finding:
-    claim, experiment = "§7, rounding (ours)", "gradient_noise"
     statement = f"some estimator has 1/{_BETTER} of the variance of the paper's best at the same bytes"
+    claim = Finding("§7, rounding (ours)", statement, "gradient_noise", Rule(low=_BETTER))
     if evidence.noise is None:
-        return _absent(claim, statement, experiment)
-    said, parts = [], []
+        return claim
+    found, parts = [], []
     for net, phase, best, winner in at_equal_bytes(evidence.noise):
         value, half = ratio(best, winner)
-        said.append(f"{net} {phase} {value:.0f} ± {half:.0f}")
-        parts.append(Interval.around(value, half).within(low=_BETTER))
-    measured = "paper's best ÷ best: " + "; ".join(said)
-    return Finding(claim, statement, measured, draw_counts(evidence.noise), verdict(parts), experiment)
+        found.append(f"{net} {phase} {value:.0f} ± {half:.0f}")
+        parts.append(claim.rule.met(Interval.around(value, half)))
+    return claim.judged("paper's best ÷ best: " + "; ".join(found), draw_counts(evidence.noise), parts)
 
 
 def _why(evidence: Evidence) -> Finding:
-    claim, experiment = "Why (ours)", "gradient_noise"
     statement = (
         "a smaller batch's noise lies where the loss is curved, a sketch's where it is flat: at the same memory the "
         f"batch adds {_FLATTER} times as much tr HΣ or more"
     )
+    claim = Finding("Why (ours)", statement, "gradient_noise", Rule(low=_FLATTER))
     steps = pd.DataFrame(columns=["steps"]) if evidence.steps is None else evidence.steps
     steps = steps[steps["steps"].isin(_WHEN)]
     if steps.empty:
-        return _absent(claim, statement, experiment)
+        return claim
     found = ratios(steps, "curved")
     found = found[found["estimator"].isin(PAPER)]
-    said = [
+    measured = [
         f"{net} after {after:,} steps "
         + ", ".join(
             f"{look(r.estimator).label.removeprefix('RAD, ')} {around(r.value, r.half)}" for r in part.itertuples()
         )
         for (net, after), part in found.groupby(["net", "steps"], sort=False)
     ]
-    parts = [Interval.around(row.value, row.half).within(low=_FLATTER) for row in found.itertuples()]
+    parts = [claim.rule.met(Interval.around(row.value, row.half)) for row in found.itertuples()]
     draws = draw_counts(steps[steps["estimator"] != "full_batch"])
-    return Finding(claim, statement, f"smaller batch ÷ sketch: {'; '.join(said)}", draws, verdict(parts), experiment)
+    return claim.judged(f"smaller batch ÷ sketch: {'; '.join(measured)}", draws, parts)
 
 
 def _rates(evidence: Evidence) -> Finding:
-    claim, experiment = "Why, the control (ours)", "mnist_mlp"
     statement = (
         "it is neither Adam nor the learning rate: with both shared RAD's training loss ends below the smaller batch's"
     )
+    claim = Finding("Why, the control (ours)", statement, "mnist_mlp", _LESS)
     if evidence.rates is None:
-        return _absent(claim, statement, experiment)
+        return claim
     by_rate = {
         f"{name} {rate:g}": _ratios(part, "small_batch", PAPER, "train_loss")
         for (name, rate), part in evidence.rates.groupby(["optimizer", "rate"], sort=False)
     }
     found = [r for each in by_rate.values() for r in each.values()]
     if not found:
-        return _absent(claim, statement, experiment)
-    said = "; ".join(f"{name}: {_said(each)}" for name, each in by_rate.items())
-    parts = [r.interval().below(1) for r in found]
-    return Finding(
-        claim, statement, f"final training loss ÷ smaller batch: {said}", _seeds(found), verdict(parts), experiment
-    )
+        return claim
+    measured = "; ".join(f"{name}: {_said(each)}" for name, each in by_rate.items())
+    return claim.judged(f"final training loss ÷ smaller batch: {measured}", _seeds(found), _met(claim.rule, found))

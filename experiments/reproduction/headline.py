@@ -89,23 +89,15 @@ def reached(runs: Runs, target: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def final_losses(runs: Runs, settings: dict[str, tuple[str, float]]) -> pd.DataFrame:
+def final_losses(runs: Runs) -> pd.DataFrame:
     """One row for each run: its last training loss, infinite if it diverged.
 
-    Args:
-        runs: Of one experiment.
-        settings: Optimizer and learning rate of each, by its directory.
-
     Returns:
-        Columns optimizer, rate, method, seed, iterations, train_loss and met, which is true, as `ratio_of_means` asks.
+        Columns run, method, budget, seed, iterations, train_loss and met, which is true, as `ratio_of_means` asks.
     """
     last = runs.curves.dropna(subset=["train_loss"]).sort_values("iteration").groupby("run", sort=False).last()
-    rows = [
-        dict(zip(("optimizer", "rate"), settings[str(run)], strict=True))
-        | {key: row[key] for key in ("method", "seed", "iteration", "train_loss")}
-        for run, row in last.iterrows()
-    ]
-    return pd.DataFrame(rows).assign(met=True).rename(columns={"iteration": "iterations"})
+    columns = ["run", "method", "budget", "seed", "iteration", "train_loss"]
+    return last.reset_index()[columns].rename(columns={"iteration": "iterations"}).assign(met=True)
 
 
 def ratio_of_means(table: pd.DataFrame, method: str, baseline: str, measure: str = "iterations") -> Ratio:
@@ -211,7 +203,7 @@ def rates_table(rates: pd.DataFrame) -> list[dict[str, str]]:
     """One row for each optimizer, learning rate and method: its final training loss, and relative to a smaller batch's.
 
     Args:
-        rates: As from `final_losses`.
+        rates: As from `final_losses`, with columns optimizer and rate.
     """
     rows = []
     for (optimizer, rate), part in rates.groupby(["optimizer", "rate"], sort=False):

@@ -20,7 +20,8 @@ th { border-bottom: 2px solid #888; } td code { font-size: 11px; overflow-wrap: 
 @media (max-width: 40rem) {
   .claims tr { display: block; border-bottom: 2px solid #888; padding: 0.5rem 0; } .claims thead { display: none; }
   .claims td { display: block; border: 0; padding: 0.1rem 0; } .claims td:first-child { font-weight: bold; }
-  .claims td:nth-child(4)::before { content: "n = "; } .claims td:nth-child(6)::before { content: "made by "; }
+  .claims td:nth-child(4)::before { content: "holds if "; } .claims td:nth-child(5)::before { content: "n = "; }
+  .claims td:nth-child(7)::before { content: "made by "; }
 }
 blockquote { border-left: 4px solid #D55E00; margin: 1rem 0; padding: 0 1rem; }"""
 

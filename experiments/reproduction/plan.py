@@ -131,13 +131,14 @@ class _File(BaseModel):
     step_ms: Positive
 
 
-def make_plan(file: Path, scale: str, runs: Path) -> Plan:
+def make_plan(file: Path, scale: str, runs: Path, look: bool = True) -> Plan:
     """Reads a plan and looks for the data sets that it needs.
 
     Args:
         file: A yaml like ``plan.yaml``.
         scale: One of those that it lists.
         runs: Where run directories are or will be.
+        look: Without, data sets are not needed: nothing will be run.
 
     Raises:
         UserError: If there is no such scale, a sweep is empty, or a config cannot be composed.
@@ -154,7 +155,7 @@ def make_plan(file: Path, scale: str, runs: Path) -> Plan:
     notes: list[str] = []
     missing: dict[str, str] = {}
     for entry in chosen.sweeps:
-        needs = entry.needs
+        needs = entry.needs if look else {}
         missing |= {name: _missing(name) for name in needs if name not in missing}
         absent = [name for name in needs if missing[name]]
         sweep, experiment = " ".join(entry.sweep.split()), _experiment(entry.sweep)

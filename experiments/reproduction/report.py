@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.reproduction.claims import Evidence, findings
+from experiments.reproduction.claims import findings
+from experiments.reproduction.evidence import Evidence
 from experiments.reproduction.headline import final_losses, rates_table, speed_figure, speed_table
 from experiments.reproduction.page import self_contained
 from experiments.reproduction.plan import PARTS, Plan, Sweep
@@ -18,9 +18,12 @@ from experiments.reproduction.runner import Failure
 from experiments.runs.directory import RunDir
 from experiments.runs.provenance import now
 from experiments.runs.records import SEPARATOR, Runs, load_runs, summary_table, union
+from experiments.runs.study import Study
 from experiments.show.figures import convergence_figure, save, summary_cells
 from experiments.show.tables import markdown
-from experiments.studies.reactor.results import here, publish_reactor
+from experiments.studies.gradient_noise import GradientNoiseStudy
+from experiments.studies.graph_depth import GraphDepth
+from experiments.studies.reactor.results import here, publish_reactor, recorded_costs
 
 __all__ = ["write_report"]
 
@@ -29,6 +32,9 @@ _TITLES = {
     "fashion_mlp": "Fully connected net",
     "cifar_cnn": "Convolutional net",
     "smnist_irnn": "Recurrent net",
+    "source_gpt": "Small transformer",
+    "source_lstm": "LSTM",
+    "cifar_resnet": "Narrow ResNet-18",
 }
 _RULES = """\
 Verdicts follow fixed rules, by 95 % intervals: of training, bootstrap percentiles over seeds of the ratio of mean
@@ -38,8 +44,10 @@ sides, or if a single seed has no interval. *Faster* means a ratio below 1, *sim
 holds within 3 %, a growth exponent within 10 % (where none is predicted, within 0.02 of none), the reactor's final loss
 within 5 %; the smaller batch must add five times as much of the noise that counts after 200 and 1,000 steps, by
 standard errors over draws. A claim about several numbers, of methods or at targets, *holds in part* if it holds for
-some of them. Of two or three seeds few resamples exist, so that intervals are narrow: take them as the spread of what
-was seen."""
+some of them. What would overturn a verdict follows: for *holds*, an interval that reaches beyond the bound; for *does
+not hold*, one that reaches within; for *not decided*, narrower ones, from more seeds or draws. Of two or three seeds
+few resamples exist, so that intervals are narrow: take them as the spread of what was
+seen."""
 
 
 class _Report:
@@ -140,6 +148,7 @@ def _claims(evidence: Evidence) -> list[dict[str, str]]:
                 "claim": finding.claim,
                 "the paper (or we) say": finding.statement,
                 "measured": finding.measured,
+                "holds if": f"{finding.rule}",
                 "n": finding.n,
                 "verdict": f"**{finding.verdict}**",
                 "made by": finding.experiment,
@@ -208,9 +217,10 @@ def _fractions(report: _Report, evidence: Evidence, experiment: str, sweeps: lis
 
 def _rates(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
     runs = _load(sweeps)
-    configs = {run: RunDir(Path(run)).config()["optimizer"] for run in runs.runs["run"]}
-    settings = {run: (config["_target_"].rpartition(".")[2], config["lr"]) for run, config in configs.items()}
-    evidence.rates = final_losses(runs, settings)
+    losses = final_losses(runs)
+    configs = [RunDir(Path(run)).config()["optimizer"] for run in losses["run"]]
+    names = [config["_target_"].rpartition(".")[2] for config in configs]
+    evidence.rates = losses.assign(optimizer=names, rate=[config["lr"] for config in configs])
     steps = union(f"{steps:,.0f}" for steps in evidence.rates["iterations"])
     report.say(
         f"Training losses after {steps} iterations; ± is half of a 95 % t interval over seeds, ratios of means have "
@@ -232,37 +242,37 @@ def _summary(report: _Report, runs: Runs, target: float) -> None:
 def _reactor(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
     runs = _load(sweeps)
     folder = report.folder / "reactor"
-    text = publish_reactor(runs, folder, evidence.targets["reactor"][0], 5, 20, "make reproduce")
+    costs = recorded_costs(runs, sweeps[0].runs[0].path.parent / "gradients.csv", rounds=5, draws=20)
+    text = publish_reactor(runs, folder, evidence.targets["reactor"][0], costs, "make reproduce")
     evidence.reactor = pd.read_csv(folder / "table.csv")
     report.figure(folder / "curves.png", "Loss over iterations")
     report.figure(folder / "control.png", "Field, target and control found by exact gradients")
     report.say(*text.splitlines()[2:])
 
 
-def _study(report: _Report, evidence: Evidence, sweeps: list[Sweep], names: Sequence[str]) -> RunDir:
-    """Copies what the only run of a study has drawn; returns the run."""
-    run = sweeps[0].runs[0]
+def _study(report: _Report, sweeps: list[Sweep], study: Study, names: Sequence[str]) -> tuple[RunDir, Path]:
+    """Draws the only run of a study into a folder of its own; returns both."""
+    run, folder = sweeps[0].runs[0], report.folder / sweeps[0].experiment
     if not run.finished():
         raise UserError(f"`{sweeps[0].command}` has not finished")
+    folder.mkdir(exist_ok=True)
+    found = RunDir(run.path)
+    study.summarize(found, folder)
     for name in names:
-        if not (run.path / name).exists():
-            raise UserError(f"{run.path / name} is missing; run `{sweeps[0].command}` again")
-        shutil.copyfile(run.path / name, report.folder / name)
-    for name in names:
-        if name.endswith(".png"):
-            report.figure(report.folder / name, name.removesuffix(".png"))
-    report.say(*(run.path / "table.md").read_text(encoding="utf-8").replace("\n## ", "\n### ").splitlines()[2:])
-    return RunDir(run.path)
+        report.figure(folder / f"{name}.png", name)
+    report.say(*(folder / "table.md").read_text(encoding="utf-8").replace("\n## ", "\n### ").splitlines()[2:])
+    return found, folder
 
 
 def _depth(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
-    records = pd.DataFrame(_study(report, evidence, sweeps, ("depth.png", "fig1.png")).records())
+    run, _ = _study(report, sweeps, GraphDepth(), ("depth", "fig1"))
+    records = pd.DataFrame(run.records())
     evidence.graphs, evidence.nets = records[records["family"].notna()], records[records["how"].notna()]
 
 
 def _noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
-    path = _study(report, evidence, sweeps, ("noise.png", "steps.png")).path
-    evidence.noise, evidence.steps = pd.read_csv(path / "noise.csv"), pd.read_csv(path / "steps.csv")
+    _, folder = _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))
+    evidence.noise, evidence.steps = pd.read_csv(folder / "noise.csv"), pd.read_csv(folder / "steps.csv")
 
 
 def _table1(report: _Report, evidence: Evidence, plan: Plan) -> None:

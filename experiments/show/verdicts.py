@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["FAILS", "HOLDS", "IN_PART", "UNDECIDED", "UNKNOWN", "Interval", "verdict"]
+__all__ = ["FAILS", "HOLDS", "IN_PART", "UNDECIDED", "UNKNOWN", "Interval", "Rule", "verdict"]
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNKNOWN = "not decided", "not measured"
@@ -42,6 +42,34 @@ class Interval:
     def above(self, limit: float) -> bool | None:
         """Whether the number is greater than ``limit``."""
         return _not(self.within(high=limit))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where a claim puts each of its numbers.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        strict: Whether an end itself is outside.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    strict: bool = False
+
+    def met(self, by: Interval) -> bool | None:
+        """Whether a number of this interval lies there; ``None`` if that is not decided."""
+        if not self.strict:
+            return by.within(self.low, self.high)
+        return by.below(self.high) if math.isinf(self.low) else by.above(self.low)
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"{'<' if self.strict else '≤'} {self.high:g}"
+        if math.isinf(self.high):
+            return f"{'>' if self.strict else '≥'} {self.low:g}"
+        return f"{self.low:g} to {self.high:g}"
 
 
 def verdict(parts: Iterable[bool | None]) -> str:

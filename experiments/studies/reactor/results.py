@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from experiments.errors import reading, writing
 from experiments.labels import look
 from experiments.methods import Method
 from experiments.runs import provenance
@@ -41,25 +42,33 @@ __all__ = [
     "publish_reactor",
     "reactor_markdown",
     "reactor_table",
+    "recorded_costs",
     "shown_control",
     "threads_of",
 ]
 
 # Where the published implementation is compared with: near the steady state.
 THETA = (4.932, 0.05, -0.03, 0.02, 0.01, -0.02, 0.04)
+_COSTS = ["method", "budget", "seconds", "noise", "noise_error", "measured"]
 SHARE = 1.05  # of the exact final loss that the claim allows
 
 
-def publish_reactor(runs: Runs, out: Path, target: float, rounds: int, draws: int, command: str) -> str:
-    """Writes figures, table.csv and table.md; returns the latter's text."""
+def publish_reactor(runs: Runs, out: Path, target: float, costs: pd.DataFrame, command: str) -> str:
+    """Writes figures, table.csv and table.md; returns the latter's text.
+
+    Args:
+        runs: Of ``experiment=reactor``, one problem.
+        out: Folder.
+        target: Loss to count iterations to.
+        costs: As from `gradient_costs`.
+        command: That makes them.
+    """
     save(curves_figure(runs.curves), out / "curves")
     theta, problem, title = shown_control(runs)
     save(control_figure(theta, problem, title), out / "control")
     table = reactor_table(runs, target)
-    with threads_of(runs):
-        costs, where = gradient_costs(runs, rounds, draws), here()
     table.merge(costs, on=["method", "budget"], how="left").to_csv(out / "table.csv", index=False)
-    head = [f"- Gradients: {where}; median of {rounds}, variance of {draws} draws", f"- Command: `{command}`"]
+    head = [f"- Gradients: {union(costs['measured'])}", f"- Command: `{command}`"]
     text = reactor_markdown(table, costs, runs, target, head)
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
@@ -128,20 +137,46 @@ def gradient_costs(runs: Runs, rounds: int, draws: int) -> pd.DataFrame:
 
     Returns:
         Columns method, budget, seconds (median, forward and backward pass), noise (root mean square error relative to
-        the norm of the exact gradient) and noise_error (its standard error).
+        the norm of the exact gradient), noise_error (its standard error) and measured (where, and of how many).
     """
-    first = runs.runs.drop_duplicates(["method", "budget"])
-    losses = [_loss(RunDir(Path(path)).config()) for path in first["run"]]
-    seconds = _interleaved(losses, rounds)
-    exact = _gradient(_loss({**RunDir(Path(first["run"].iloc[0])).config(), "method": _EXACT}))
-    rows = []
-    for row, loss, took in zip(first.itertuples(), losses, seconds, strict=True):
-        found = gradient_noise(partial(_gradient, loss), draws, exact).total
-        noise = math.sqrt(found.variance / found.norm2)
-        error = found.variance_error / (2 * noise * found.norm2) if noise else 0.0
-        costs = {"seconds": took, "noise": noise, "noise_error": error}
-        rows.append({"method": row.method, "budget": row.budget, **costs})
-    return pd.DataFrame(rows)
+    with threads_of(runs):
+        first = runs.runs.drop_duplicates(["method", "budget"])
+        losses = [_loss(RunDir(Path(path)).config()) for path in first["run"]]
+        seconds = _interleaved(losses, rounds)
+        exact = _gradient(_loss({**RunDir(Path(first["run"].iloc[0])).config(), "method": _EXACT}))
+        measured = f"{here()}; median of {rounds}, variance of {draws} draws"
+        rows = []
+        for row, loss, took in zip(first.itertuples(), losses, seconds, strict=True):
+            found = gradient_noise(partial(_gradient, loss), draws, exact).total
+            noise = math.sqrt(found.variance / found.norm2)
+            error = found.variance_error / (2 * noise * found.norm2) if noise else 0.0
+            costs = {"seconds": took, "noise": noise, "noise_error": error}
+            rows.append({"method": row.method, "budget": row.budget, **costs, "measured": measured})
+        return pd.DataFrame(rows, columns=_COSTS)
+
+
+def recorded_costs(runs: Runs, file: Path, rounds: int, draws: int) -> pd.DataFrame:
+    """The same, measured once: whoever draws the runs again needs neither time nor a quiet machine.
+
+    Args:
+        runs: As for `gradient_costs`.
+        file: Where they are kept; measured and written if it is not there or lacks a method or budget.
+        rounds: As for `gradient_costs`.
+        draws: As for `gradient_costs`.
+
+    Raises:
+        UserError: If the file is damaged or cannot be written.
+    """
+    asked = runs.runs[["method", "budget"]].drop_duplicates()
+    if file.exists():
+        with reading(file, "delete it to measure again"):
+            costs = pd.read_csv(file, usecols=_COSTS)
+            if len(found := asked.merge(costs.astype({"budget": float}), on=["method", "budget"])) == len(asked):
+                return found
+    costs = gradient_costs(runs, rounds, draws)
+    with writing(file):
+        costs.to_csv(file, index=False)
+    return costs
 
 
 def shown_control(runs: Runs) -> tuple[Tensor, Problem, str]:

@@ -10,7 +10,8 @@ import pytest
 from trained import training
 
 from experiments.reproduction import claims
-from experiments.reproduction.claims import Evidence, Finding, findings
+from experiments.reproduction.claims import findings
+from experiments.reproduction.evidence import Evidence, Finding
 from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
 from experiments.studies.gradient_noise import at_equal_bytes
 
@@ -357,6 +358,32 @@ def test_the_control(frame, expected):
         assert found.n == "2"
         said = "Adam 0.1: different sample 0.55 (0.50 to 0.60); SGD 0.1: different sample 0.55 (0.50 to 0.60)"
         assert found.measured == f"final training loss ÷ smaller batch: {said}"
+
+
+FEW_BITS = [  # losses ÷ 100 of exact gradients with the same seeds
+    ({"rad_round": (101, 103)}, HOLDS),
+    ({"rad_round": (104, 107)}, UNDECIDED),
+    ({"rad_round": (90, 95)}, HOLDS),
+    ({"rad_round": (110, 120)}, FAILS),
+    ({"rad_round": (101, 103), "rad_auto": (110, 120)}, IN_PART),
+    ({"small_batch": (101, 103)}, UNKNOWN),  # whose bits nobody doubts
+]
+
+
+@pytest.mark.parametrize("experiment", ["source_gpt", "source_lstm", "cifar_resnet"])
+@pytest.mark.parametrize(("losses", "expected"), FEW_BITS)
+def test_real_nets_train_with_few_bits_as_with_exact_gradients(experiment, losses, expected):
+    runs = training(**dict.fromkeys(["exact", *losses], BASE))
+    ends = {"exact": (100, 100), **losses}
+    for (method, seed), part in runs.curves.groupby(["method", "seed"]):
+        runs.curves.loc[part.index[-1], "train_loss"] = ends[method][seed] / 100
+    evidence = Evidence({experiment: (1.0,)}, training={experiment: runs})
+    (found,) = [f for f in findings(evidence) if f.claim.startswith("Beyond the paper")]
+    assert (found.experiment, found.verdict, str(found.rule)) == (experiment, expected, "≤ 1.05")
+    if "rad_auto" in losses:
+        said = "RAD, rounding 0.1 1.02 (1.01 to 1.03); RAD, bits allocated 0.1 1.15 (1.10 to 1.20)"
+        assert found.measured == f"final training loss ÷ exact: {said}"
+        assert found.n == "2"
 
 
 def test_without_records_nothing_is_measured():

@@ -120,7 +120,9 @@ def test_final_losses_are_those_of_the_last_evaluation():
     runs.curves.loc[runs.curves["run"].eq("rad_diff0") & runs.curves["iteration"].eq(20), "train_loss"] = 0.1
     runs = Runs(runs.runs, runs.curves.iloc[::-1])
     settings = {"small_batch0": ("SGD", 0.1), "small_batch1": ("SGD", 0.1), "rad_diff0": ("Adam", 0.2)}
-    found = final_losses(runs, settings).sort_values(["optimizer", "seed"])
+    found = final_losses(runs)
+    chosen = pd.DataFrame([settings[run] for run in found["run"]], columns=["optimizer", "rate"])
+    found = found.join(chosen).sort_values(["optimizer", "seed"])
     assert found[["optimizer", "rate", "method", "seed", "iterations", "train_loss"]].to_numpy().tolist() == [
         ["Adam", 0.2, "rad_diff", 0, 50, 1.0],
         ["SGD", 0.1, "small_batch", 0, 30, 1.0],

@@ -9,7 +9,7 @@ import pytest
 from digits import write_run
 
 from experiments.reproduction import report as module
-from experiments.reproduction.claims import Evidence
+from experiments.reproduction.evidence import Evidence
 from experiments.reproduction.plan import Plan, Planned, Sweep
 from experiments.reproduction.report import write_report
 
@@ -58,7 +58,7 @@ def test_unfinished_runs_do_not_count(report):
         "iterations to 1 ÷ smaller batch: same sample 0.67 (0.67 to 0.67); different sample 1.33 (1.33 to 1.33); "
         "iterations to 1.5 ÷ smaller batch: same sample 0.67 (0.67 to 0.67); different sample 1.33 (1.33 to 1.33)"
     )
-    assert claim[3:] == ["2", "**holds in part**", "mnist_mlp"]
+    assert claim[3:] == ["< 1", "2", "**holds in part**", "mnist_mlp"]
     assert rows(report[0], "mnist_mlp")[0][1:] == ["`python run.py -m the=sweep`", "10", "8"]
 
 
@@ -100,7 +100,7 @@ def test_methods_that_share_a_learning_rate_are_no_part_of_the_comparison_but_of
         ["SGD", "0.5", "RAD, different sample", "2", "0.5 ± 0", "1.00 (1.00 to 1.00)"],
     ]
     (claim,) = rows(report[0], "Why, the control (ours)")
-    assert claim[3:] == ["2", "**holds in part**", "mnist_mlp"]
+    assert claim[3:] == ["< 1", "2", "**holds in part**", "mnist_mlp"]
 
 
 def test_between_two_tables_stands_a_sentence(report):
@@ -118,12 +118,14 @@ def test_only_the_claims_become_cards_on_a_phone(report):
     headings = re.findall(r"<th>(.*?)</th>", table)
     # A narrow screen hides the headings; the style names the cells that do not speak for themselves.
     named = dict(re.findall(r'td:nth-child\((\d)\)::before { content: "(\w+)', page))
-    assert {headings[int(place) - 1].split()[0]: word for place, word in named.items()} == {"n": "n", "made": "made"}
+    assert {headings[int(place) - 1].split()[0]: word for place, word in named.items()} == {
+        **{"n": "n", "made": "made", "holds": "holds"}
+    }
 
 
 def test_records_of_graphs_are_judged_as_such_and_those_of_nets_apart(monkeypatch):
     records = [{"edges": 5, "seconds": 0.1}, {"family": "independent", "depth": 1}, {"how": "every", "depth": 2}]
-    monkeypatch.setattr(module, "_study", lambda *args: SimpleNamespace(records=lambda: records))
+    monkeypatch.setattr(module, "_study", lambda *args: (SimpleNamespace(records=lambda: records), None))
     evidence = Evidence({})
     module._depth(None, evidence, [])
     assert (evidence.graphs["family"].tolist(), evidence.graphs["depth"].tolist()) == (["independent"], [1])

@@ -21,6 +21,7 @@ from experiments.reproduction import plan as planning
 from experiments.reproduction import runner
 from experiments.reproduction.plan import Planned, make_plan
 from experiments.reproduction.runner import Clock, duration, run_all
+from experiments.runs.archive import pack
 from experiments.runs.configs import composed, resolved
 from experiments.runs.study import validate
 from scripts.reproduce import main
@@ -118,6 +119,29 @@ def test_what_is_missing_is_run_and_what_fails_is_named(reproduce, tmp_path):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "failed" not in report
     assert re.search(r"method=exact,small_batch` \| 4 \| 4 \|", report)
+
+
+def test_a_report_of_packed_records_needs_neither_runs_nor_data(arguments, tmp_path, monkeypatch, capsys, write_run):
+    """And is drawn from them alone: what is run meanwhile in the folder of runs does not count."""
+    main(arguments("exact,small_batch", "--dry-run"))
+    for planned in make_plan(tmp_path / "plan.yaml", "tiny", tmp_path / "runs").sweeps[0].runs[:3]:
+        run = write_run(planned.path.relative_to(tmp_path / "runs"), losses=(9, 2), experiment="mnist_mlp")
+        (run / "config.yaml").write_text("{}")
+    pack(tmp_path / "runs", tmp_path / "records")
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setenv("RAD_DATA", str(tmp_path / "nowhere"))
+    capsys.readouterr()
+    main(arguments("exact,small_batch", "--records", str(tmp_path / "records")))
+    said = capsys.readouterr().out
+    assert "3 of   4 finished: mnist_mlp" in said
+    assert "0 of   1 finished: cifar_cnn: exact" in said  # which is not left out: nobody looks for its data
+    assert "About" not in said
+    assert not (tmp_path / "runs").exists()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(r"method=exact,small_batch` \| 4 \| 3 \|", report)
+    assert "left out" not in report
+    with pytest.raises(SystemExit, match="holds no"):
+        main(arguments("exact,small_batch", "--records", str(tmp_path / "out")))
 
 
 @pytest.mark.slow
@@ -260,14 +284,15 @@ def test_the_projects_own_plan(tmp_path, digits):
 def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(planning, "_missing", lambda name: "not there")
     made = make_plan(ROOT / "experiments" / "reproduction" / "plan.yaml", scale, tmp_path)
-    left_out = {"cifar_cnn", "fashion_mlp"} if scale != "smoke" else set()
+    left_out = {"cifar_cnn", "fashion_mlp", "cifar_resnet"} if scale != "smoke" else set()
     assert {s.experiment for s in made.sweeps} == {*made.targets, "graph_depth", "gradient_noise"} - left_out
     for sweep in made.sweeps:
         for planned in sweep.runs:
             config = resolved(composed([o for o in planned.command[1:]]))
             sets = [config, *config.get("nets", {}).values()]
             data = [part["data"].get("images", part["data"]) for part in sets if part.get("data")]
-            assert all(part["_target_"] == "experiments.data.mnist5k" for part in data)
+            within = {"experiments.data.mnist5k", "experiments.data.sources"}  # with the project, with Python
+            assert {part["_target_"] for part in data} <= within
             monkeypatch.setenv("RAD_DATA", "/nowhere")
             if scale == "smoke" and sweep.experiment != "reactor":
                 validate(composed(list(planned.command[1:])))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN, Interval, verdict
+from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN, Interval, Rule, verdict
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,22 @@ def test_an_interval_decides_unless_it_straddles(ends, below, above, within):
 def test_around_a_value():
     assert Interval.around(3, 0.5) == Interval(2.5, 3.5)
     assert Interval.around(3, math.nan).within(high=9) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "said", "met"),  # by what lies below, at, above and on both sides of 1
+    [
+        (Rule(high=1, strict=True), "< 1", (True, False, False, None)),
+        (Rule(low=1, strict=True), "> 1", (False, False, True, None)),
+        (Rule(high=1), "≤ 1", (True, True, False, None)),
+        (Rule(low=1), "≥ 1", (False, True, True, None)),
+        (Rule(0.8, 1.25), "0.8 to 1.25", (False, True, False, True)),
+    ],
+)
+def test_a_rule_is_applied_as_it_is_said(rule, said, met):
+    intervals = [Interval(*ends) for ends in ((0.5, 0.7), (1, 1), (1.3, 1.4), (0.9, 1.1))]
+    assert str(rule) == said
+    assert tuple(map(rule.met, intervals)) == met
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import rad
+from experiments.errors import UserError
 from experiments.runs.configs import composed
 from experiments.runs.launch import launch
 from experiments.runs.parts import make
 from experiments.runs.records import Runs, load_runs
+from experiments.studies.reactor import results
 from experiments.studies.reactor.figures import control_figure, curves_figure
 from experiments.studies.reactor.results import (
     THETA,
@@ -23,6 +25,7 @@ from experiments.studies.reactor.results import (
     gradient_costs,
     publish_reactor,
     reactor_table,
+    recorded_costs,
     shown_control,
     threads_of,
 )
@@ -79,7 +82,8 @@ def compose_reactor(*overrides: str):
 
 
 def test_files_are_written(runs, tmp_path):
-    text = publish_reactor(runs, tmp_path / "out", 0.05, rounds=1, draws=3, command="the command")
+    costs = recorded_costs(runs, tmp_path / "gradients.csv", rounds=1, draws=3)
+    text = publish_reactor(runs, tmp_path / "out", 0.05, costs, command="the command")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("control.pdf", "control.png", "curves.pdf", "curves.png", "table.csv", "table.md")
     }
@@ -92,6 +96,28 @@ def test_files_are_written(runs, tmp_path):
     assert float(cells[4]) == pytest.approx(table["saved_bytes"][1] / table["saved_bytes"][0], abs=1e-5)
     # Gradients are timed on as many threads as the runs had, whatever this process has.
     assert "1 thread(s)" in next(line for line in text.splitlines() if line.startswith("- Gradients:"))
+
+
+def test_costs_are_measured_once_and_again_where_one_is_missing(runs, tmp_path, monkeypatch):
+    def measured(runs: Runs, rounds: int, draws: int) -> pd.DataFrame:
+        asked.append((rounds, draws))
+        found = runs.runs.drop_duplicates(["method", "budget"])[["method", "budget"]]
+        return found.assign(seconds=float(len(asked)), noise=0.1, noise_error=0.2, measured="here")
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(results, "gradient_costs", measured)
+    file = tmp_path / "gradients.csv"
+    sampled = Runs(runs.runs[runs.runs["method"] == "rad_same"], runs.curves)
+    assert recorded_costs(sampled, file, 4, 5)["seconds"].tolist() == [1.0]
+    assert recorded_costs(runs, file, 6, 7)["seconds"].tolist() == [2.0, 2.0]  # exact, which has no budget, as well
+    pd.testing.assert_frame_equal(
+        recorded_costs(runs, file, 8, 9), measured(runs, 0, 0).assign(seconds=2.0), check_like=True
+    )
+    assert asked == [(4, 5), (6, 7), (0, 0)]
+    assert recorded_costs(sampled, file, 8, 9)["method"].tolist() == ["rad_same"]  # of more than it was asked for
+    file.write_text("method,budget\nrad_same,0.1\n")
+    with pytest.raises(UserError, match=r"gradients.csv is damaged .*; delete it to measure again"):
+        recorded_costs(runs, file, 8, 9)
 
 
 def test_costs_are_measured_on_the_threads_of_the_runs(runs):
