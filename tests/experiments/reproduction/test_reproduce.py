@@ -125,7 +125,8 @@ def test_a_report_of_packed_records_needs_neither_runs_nor_data(arguments, tmp_p
     """And is drawn from them alone: what is run meanwhile in the folder of runs does not count."""
     main(arguments("exact,small_batch", "--dry-run"))
     for planned in make_plan(tmp_path / "plan.yaml", "tiny", tmp_path / "runs").sweeps[0].runs[:3]:
-        run = write_run(planned.path.relative_to(tmp_path / "runs"), losses=(9, 2), experiment="mnist_mlp")
+        about = {"experiment": "mnist_mlp", "settings": planned.name}
+        run = write_run(planned.path.relative_to(tmp_path / "runs"), losses=(9, 2), **about)
         (run / "config.yaml").write_text("{}")
     pack(tmp_path / "runs", tmp_path / "records")
     shutil.rmtree(tmp_path / "runs")
@@ -139,7 +140,7 @@ def test_a_report_of_packed_records_needs_neither_runs_nor_data(arguments, tmp_p
     assert not (tmp_path / "runs").exists()
     report = (tmp_path / "out" / "report.md").read_text()
     assert re.search(r"method=exact,small_batch` \| 4 \| 3 \|", report)
-    assert "left out" not in report
+    assert "is left out, for want of" not in report
     with pytest.raises(SystemExit, match="holds no"):
         main(arguments("exact,small_batch", "--records", str(tmp_path / "out")))
 
