@@ -28,7 +28,7 @@ def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
     return read
 
 
-THREADS = whole(1, 1024)
+THREADS = whole(1, 1024)  # or processes at a time
 
 
 def positive(text: str) -> float:

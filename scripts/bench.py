@@ -26,7 +26,8 @@ from experiments.errors import UserError, first_line
 from experiments.options import THREADS, whole
 from experiments.runs import provenance
 from experiments.runs.parts import make
-from experiments.runs.study import build, undisturbed, validate
+from experiments.runs.resources import undisturbed
+from experiments.runs.study import build, validate
 from experiments.show.tables import prepare, publish
 from experiments.studies.training import Training
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from experiments.errors import UserError
-from experiments.options import whole
+from experiments.options import THREADS
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300  # seconds after which a test counts as caught in an endless loop
@@ -176,7 +176,7 @@ def main() -> None:
         "list", type=Path, nargs="?", default=ROOT / "tests" / "faults", help="a YAML list, or a folder of them"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="those whose file or description holds the text")
-    parser.add_argument("--jobs", type=whole(1, 1024), default=2, help="how many at a time (default %(default)s)")
+    parser.add_argument("--jobs", type=THREADS, default=2, help="how many at a time (default %(default)s)")
     args = parser.parse_args()
     try:
         faults = [fault for fault in read(args.list) if args.only in str(fault)]

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.errors import UserError, reading
-from experiments.options import whole
+from experiments.options import THREADS
 from experiments.reproduction.plan import Plan, make_plan, measured_step
 from experiments.reproduction.report import write_report
 from experiments.reproduction.runner import Clock, duration, run_all
@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan", type=Path, default=PLAN, help="what to run (default: the project's)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the report (default: results, or results/SCALE)")
-    parser.add_argument(
-        "--jobs", type=whole(1, 1024), default=2, help="runs at a time, one thread each (default %(default)s)"
-    )
+    parser.add_argument("--jobs", type=THREADS, default=2, help="runs at a time, one thread each (default %(default)s)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
     only.add_argument("--report-only", action="store_true", help="run nothing")

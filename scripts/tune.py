@@ -18,7 +18,7 @@ import pandas as pd
 
 from experiments.budgets import said
 from experiments.errors import UserError
-from experiments.options import positive, whole
+from experiments.options import THREADS, positive, whole
 from experiments.reproduction.plan import Planned, make_sweep
 from experiments.reproduction.runner import run_all
 from experiments.runs import provenance
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tune"), help="folder of trials (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of tables (default: that of the trials)")
     parser.add_argument(
-        "--jobs", type=whole(1, 1024), default=2, help="trials at a time, one thread each (default %(default)s)"
+        "--jobs", type=THREADS, default=2, help="trials at a time, one thread each (default %(default)s)"
     )
     args = parser.parse_intermixed_args(arguments)
     for name, (low, high) in (("--lr", args.lr), ("--weight-decay", args.weight_decay)):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,6 +20,7 @@ from experiments.runs.configs import resolved
 from experiments.runs.directory import RunDir, digest
 from experiments.runs.naming import experiment_name
 from experiments.runs.parts import make
+from experiments.runs.resources import memory, undisturbed
 from experiments.runs.settings import Settings, check_settings
 from experiments.runs.tracking import Tracker
 
@@ -32,11 +29,8 @@ __all__ = [
     "Study",
     "Task",
     "build",
-    "device",
-    "generator",
     "make",
     "study",
-    "undisturbed",
     "validate",
 ]
 
@@ -199,7 +193,7 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with _memory():
+    with memory():
         task, meta = make(config.study).build(config, **parts)
     return task, {
         "experiment": experiment_name(),
@@ -211,38 +205,6 @@ def build(config: DictConfig, **parts: Any) -> tuple[Any, Record]:
         "processes": distributed.processes(),
         **meta,
     }
-
-
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator of its own for each purpose, so that no choice of method disturbs another's numbers."""
-    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-
-
-def device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        UserError: If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-        torch.zeros((), device=found).item()  # "meta" holds no values
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device must be one that is there, or auto, got {name!r} ({first_line(error)})") from error
-    return found
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """What exists by now stays meanwhile; the garbage collector need not look through it again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings: Record) -> None:
@@ -260,7 +222,7 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
         tracker.log(entry)
 
     try:
-        with undisturbed(), _memory():
+        with undisturbed(), memory():
             task.run(record, run.save_checkpoint)
     except BaseException as error:
         tracker.finish(failed=True)
@@ -278,17 +240,6 @@ def _carry_out(run: RunDir, task: Task, meta: Record, tracker: Tracker, settings
         }
     )
     tracker.finish()
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Makes one sentence of a lack of memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
-            raise
-        raise StoppedError(f"there is not enough memory ({first_line(error)}); choose smaller sizes") from error
 
 
 def _restore(run: RunDir, task: Task) -> bool:

@@ -21,7 +21,8 @@ from experiments.methods import Batch, Exact, Method, measured
 from experiments.rivals import SmallBatch
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
-from experiments.runs.study import Record, Study, device, generator
+from experiments.runs.resources import device, generator
+from experiments.runs.study import Record, Study
 from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases

@@ -19,7 +19,8 @@ import rad
 from experiments.data import Dataset
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
-from experiments.runs.study import Record, Study, device, generator
+from experiments.runs.resources import device, generator
+from experiments.runs.study import Record, Study
 from experiments.show.figures import save
 from experiments.show.tables import command, markdown, provenance_lines
 from experiments.studies.cases import Cases

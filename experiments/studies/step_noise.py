@@ -18,7 +18,8 @@ from experiments.data import Dataset
 from experiments.labels import look, rank
 from experiments.methods import Method, measured
 from experiments.rivals import SmallBatch
-from experiments.runs.study import Record, generator
+from experiments.runs.resources import generator
+from experiments.runs.study import Record
 from experiments.show.figures import style
 from experiments.show.tables import markdown
 from rad.measure import gradient_noise, gradients, hessian_product

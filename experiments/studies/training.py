@@ -17,7 +17,8 @@ from experiments.runs import distributed
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
 from experiments.runs.records import load_runs
-from experiments.runs.study import Record, Study, device, generator
+from experiments.runs.resources import device, generator
+from experiments.runs.study import Record, Study
 from experiments.show.figures import convergence_figure, save
 from experiments.studies.settings import TrainingSettings
 from experiments.studies.trainer import Evaluation, Trainer

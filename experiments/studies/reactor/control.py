@@ -19,7 +19,8 @@ from experiments.rivals import Checkpoint
 from experiments.runs.directory import RunDir, digest
 from experiments.runs.parts import make
 from experiments.runs.records import load_runs
-from experiments.runs.study import Record, Study, device, generator
+from experiments.runs.resources import device, generator
+from experiments.runs.study import Record, Study
 from experiments.show.figures import save
 from experiments.studies.reactor.figures import run_figure
 from experiments.studies.settings import ReactorSettings

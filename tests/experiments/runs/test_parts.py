@@ -11,7 +11,8 @@ from experiments.errors import UserError
 from experiments.models import MLP
 from experiments.runs.configs import composed, resolved
 from experiments.runs.parts import make
-from experiments.runs.study import device, validate
+from experiments.runs.resources import device
+from experiments.runs.study import validate
 
 RAD = {"_target_": "experiments.methods.Rad", "name": "x"}
 LINEAR = {"_target_": "experiments.models.MLP", "widths": [4, 2]}

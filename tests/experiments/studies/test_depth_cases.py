@@ -10,7 +10,8 @@ from sketches import seeded
 import experiments.studies.gradient_noise
 import experiments.studies.graph_depth
 from experiments.runs.parts import make
-from experiments.runs.study import build, generator
+from experiments.runs.resources import generator
+from experiments.runs.study import build
 from experiments.studies.graph_depth import GRAPHS, NETS, _net, _on_graph, _on_net, _relative, growth
 from rad.measure import Moments, gradients
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from experiments.models import MLP
 from experiments.runs.configs import composed
 from experiments.runs.parts import make
-from experiments.runs.study import build, generator
+from experiments.runs.resources import generator
+from experiments.runs.study import build
 from rad.measure import gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")

@@ -12,7 +12,8 @@ from digits import GROUPS
 import rad
 from experiments.runs.configs import composed
 from experiments.runs.parts import make
-from experiments.runs.study import build, generator
+from experiments.runs.resources import generator
+from experiments.runs.study import build
 from rad.pde import simulate
 
 SMALL = ["experiment=reactor", "scale=smoke"]

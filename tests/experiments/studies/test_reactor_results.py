@@ -102,7 +102,9 @@ def test_costs_are_measured_once_and_again_where_one_is_missing(runs, tmp_path, 
     def measured(runs: Runs, rounds: int, draws: int) -> pd.DataFrame:
         asked.append((rounds, draws))
         found = runs.runs.drop_duplicates(["method", "budget"])[["method", "budget"]]
-        return found.assign(seconds=float(len(asked)), noise=0.1, noise_error=0.2, measured="here")
+        return found.reset_index(drop=True).assign(
+            seconds=float(len(asked)), noise=0.1, noise_error=0.2, measured="here"
+        )
 
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(results, "gradient_costs", measured)

@@ -18,7 +18,8 @@ import rad
 from experiments.models import MLP
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
-from experiments.runs.study import build, generator
+from experiments.runs.resources import generator
+from experiments.runs.study import build
 
 METHODS = GROUPS["method"]
 SMALL = ["data=cifar10", "model.widths=[3072,12,10]"]
