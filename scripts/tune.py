@@ -24,6 +24,7 @@ from experiments.reproduction.runner import run_all
 from experiments.runs import provenance
 from experiments.runs.configs import composed
 from experiments.runs.directory import RunDir
+from experiments.runs.study import validate
 from experiments.show.tables import markdown, prepare, publish
 
 
@@ -38,17 +39,18 @@ def plan(overrides: list[str], held_out: int, values: np.ndarray, runs: Path) ->
     """A run for each pair of values and each combination in the overrides.
 
     Raises:
-        UserError: If a config cannot be composed.
+        UserError: If a config cannot be composed, or a setting is out of range.
     """
     plain = [o for o in overrides if o.startswith("experiment=")]
     if "held_out" not in composed(plain):
         raise UserError("only the training of a net can be tuned; choose experiment=mnist_mlp or another one")
     fixed = " ".join(map(shlex.quote, [*overrides, f"held_out={held_out}"]))
-    return [
-        run
-        for lr, decay in values
-        for run in make_sweep(f"{fixed} optimizer.lr={lr:g} optimizer.weight_decay={decay:g}", runs).runs
+    sweeps = [
+        make_sweep(f"{fixed} optimizer.lr={lr:g} optimizer.weight_decay={decay:g}", runs).runs for lr, decay in values
     ]
+    for run in sweeps[0]:  # what is wrong with one trial is wrong with all
+        validate(composed(list(run.command[1:])))
+    return [run for sweep in sweeps for run in sweep]
 
 
 def trials_of(jobs: list[Planned]) -> pd.DataFrame:

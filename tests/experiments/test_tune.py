@@ -54,3 +54,9 @@ def test_what_cannot_be_searched_is_said(capsys):
     assert "--lr must be two positive numbers, the lower one first, got 0.1 0.01" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="only the training of a net can be tuned"):
         main(["experiment=reactor"])
+
+
+def test_a_setting_out_of_range_is_refused_before_any_trial(tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: budget must lie in \(0, 1\], got 7"):
+        main(["data=mnist5k", "method=exact,rad_diff", "budget=7", "--trials", "1", "--runs", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
