@@ -4,8 +4,8 @@ Shapes: ``n`` sequences, ``h`` hidden features; ``r`` rows, which are the sequen
 
 The *sums* of a cell are what its activations are applied to, its *factors* the elementwise derivatives of the states
 after a step by its sums and by the states before. A path takes one factor in each step, or two in a step of an LSTM.
-Two elements of one summary have independent errors and each step has a summary of its own, so that the product of all
-factors of a path keeps its expectation.
+All elements of a summary that serves factors have independent errors, those of different steps as well, so that the
+product of all factors of a path keeps its expectation.
 """
 
 from __future__ import annotations
@@ -61,11 +61,17 @@ class Cell:
     roll = 0
     factors = 1
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> Tensor | None:
+    def kinds(self, factors: Tensor) -> tuple[Tensor, ...]:
+        """Factors ``[r, h]``, or ``[factors, r, h]``, as ``retreat`` takes those of one step."""
+        return (factors,)
+
+    def retreat(
+        self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor
+    ) -> Tensor | None:
         """Takes the gradients of the states after a step back to its sums.
 
         Args:
-            factors: As they were kept or estimated.
+            factors: As they were kept or estimated, by ``kinds``.
             grad: Of the state ``[n, h]``.
             grad_cell: Of the LSTM's second state, which is taken to the one before in place.
             sums: Receives the gradient of the sums ``[n, blocks · h]``.
@@ -79,32 +85,38 @@ class Cell:
 class ReLU(Cell):
     """``max(sums, 0)``; its factor is anything of the sign of the state."""
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
+    def retreat(self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        into(sums, _threshold_backward, grad, factors)
+        into(sums, _threshold_backward, grad, *factors)
 
 
 class TanhStates(Cell):
     """``tanh(sums)``, whose states themselves are kept in place of factors."""
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
+    def retreat(self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        into(sums, _tanh_backward, grad, factors)
+        into(sums, _tanh_backward, grad, *factors)
 
 
 class Tanh(Cell):
     """``tanh(sums)``; its factor is the derivative."""
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
+    def retreat(self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
-        into(sums, torch.mul, grad, factors)
+        into(sums, torch.mul, grad, *factors)
 
 
 class Gated(Cell):
     """A cell with gates, whose sums are computed once more to find its factors."""
 
     def derive(
-        self, from_x: Tensor, from_h: Tensor, before: Tensor, cell: Tensor | None, steps: Sequence[slice]
+        self,
+        from_x: Tensor,
+        from_h: Tensor,
+        before: Tensor,
+        cell: Tensor | None,
+        sizes: list[int],
+        order: Sequence[int],
     ) -> Tensor:
         """The factors ``[factors, r, h]``.
 
@@ -113,7 +125,8 @@ class Gated(Cell):
             from_h: What the state before adds.
             before: The state before each step ``[r, h]``.
             cell: The LSTM's second state ``[n, h]`` before the first of the steps, taken to the last in place.
-            steps: The rows of each step, in the order of time.
+            sizes: Rows of each step.
+            order: The steps in the order of time.
         """
         raise NotImplementedError
 
@@ -127,16 +140,23 @@ class LSTM(Gated):
     factors = 6
 
     def derive(
-        self, from_x: Tensor, from_h: Tensor, before: Tensor, cell: Tensor | None, steps: Sequence[slice]
+        self,
+        from_x: Tensor,
+        from_h: Tensor,
+        before: Tensor,
+        cell: Tensor | None,
+        sizes: list[int],
+        order: Sequence[int],
     ) -> Tensor:
         """``∂c'/∂`` the sums of ``i, f, g``; ``∂h'/∂`` that of ``o``; ``∂h'/∂c'``; ``∂c'/∂c``."""
         assert cell is not None
         i, f, g, o = (from_x + from_h).to(before.dtype).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         old, new = torch.empty_like(i), i * g
-        for rows in steps:
-            old[rows] = cell[: rows.stop - rows.start]
-            cell[: rows.stop - rows.start] = new[rows].addcmul_(old[rows], f[rows])
+        olds, news, forget = old.split(sizes), new.split(sizes), f.split(sizes)
+        for step in order:
+            past = cell[: sizes[step]]
+            past.copy_(news[step].addcmul_(olds[step].copy_(past), forget[step]))
         shown = new.tanh_()
         return torch.stack(
             [
@@ -149,14 +169,19 @@ class LSTM(Gated):
             ]
         )
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
+    def kinds(self, factors: Tensor) -> tuple[Tensor, ...]:
+        """See ``Cell``."""
+        return factors[:3], *factors[3:].unbind()
+
+    def retreat(self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> None:
         """See ``Cell``."""
         assert grad_cell is not None
-        grad_cell.addcmul_(grad, factors[4])
+        gates, output, shown, forget = factors
+        grad_cell.addcmul_(grad, shown)
         blocks = sums.view(len(sums), 4, -1).transpose(0, 1)
-        into(blocks[:3], torch.mul, apart(grad_cell), factors[:3])
-        into(blocks[3], torch.mul, grad, factors[3])
-        grad_cell.mul_(factors[5])
+        into(blocks[:3], torch.mul, apart(grad_cell), gates)
+        into(blocks[3], torch.mul, grad, output)
+        grad_cell.mul_(forget)
 
 
 class GRU(Gated):
@@ -170,7 +195,13 @@ class GRU(Gated):
     factors = 5
 
     def derive(
-        self, from_x: Tensor, from_h: Tensor, before: Tensor, cell: Tensor | None, steps: Sequence[slice]
+        self,
+        from_x: Tensor,
+        from_h: Tensor,
+        before: Tensor,
+        cell: Tensor | None,
+        sizes: list[int],
+        order: Sequence[int],
     ) -> Tensor:
         """``∂h'/∂`` the sums ``s, r, z, m``, and the part of ``∂h'/∂h`` past them."""
         (r, z, s), (r_, z_, m) = (t.to(before.dtype).chunk(3, 1) for t in (from_x, from_h))
@@ -180,7 +211,12 @@ class GRU(Gated):
         inner = slope * r
         return torch.stack([slope, inner * m * (1 - r), (before - n) * z * (1 - z), inner, z])
 
-    def retreat(self, factors: Tensor, grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> Tensor:
+    def kinds(self, factors: Tensor) -> tuple[Tensor, ...]:
         """See ``Cell``."""
-        into(sums.view(len(sums), 4, -1).transpose(0, 1), torch.mul, grad, factors[:4])
-        return grad * factors[4]
+        return factors[:4], factors[4]
+
+    def retreat(self, factors: tuple[Tensor, ...], grad: Tensor, grad_cell: Tensor | None, sums: Tensor) -> Tensor:
+        """See ``Cell``."""
+        slopes, past = factors
+        into(sums.view(len(sums), 4, -1).transpose(0, 1), torch.mul, grad, slopes)
+        return grad * past

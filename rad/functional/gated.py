@@ -37,7 +37,7 @@ def gated(
     sums inside the gates of many steps are one product, from which the factors follow.
 
     Args:
-        keep: What it keeps: the factors of each step by a draw of their own, input and states by chunks.
+        keep: What it keeps: factors, inputs and states by chunks of steps.
         cell: The kind of cell.
         stock: Takes input, first states and weights; returns outputs and last states, without the first of these where
             it is the output.
@@ -118,21 +118,20 @@ def _scan_gated(
     for start, stop in steps.chunks:
         chunk = steps.rows(start, stop)
         part = (x[start:stop].flatten(0, 1) if x.dim() == 3 else x[chunk]).to(out.dtype)
+        sizes, order = steps.sizes(start, stop), [t - start for t in steps.order(start, stop)]
+        after = out[start:stop].unbind() if out.dim() == 3 else out[chunk].split(sizes)
         before = state.new_empty(len(part), state.shape[1])
-        places = []
-        for t in steps.order(start, stop):
-            rows = steps.rows(t)
-            places.append(slice(rows.start - chunk.start, rows.stop - chunk.start))
-            now = state[: rows.stop - rows.start]
-            before[places[-1]] = now
-            now.copy_(out[t] if out.dim() == 3 else out[rows])
+        befores = before.split(sizes)
+        for step in order:
+            now = state[: sizes[step]]
+            befores[step].copy_(now)
+            now.copy_(after[step])
         from_x, from_h = _sums(part, weight_ih, bias_ih), _sums(before, weight_hh, bias_hh)
-        factors = cell.derive(from_x, from_h, before, second, places)
+        factors = cell.derive(from_x, from_h, before, second, sizes, order)
         if inputs.get((start, stop)) is None:
             inputs[start, stop] = keep.end(part, weight_ih, role="inputs")
-        ordered = sorted(places, key=lambda s: s.start)
-        each = [keep.factor(factors[:, place].contiguous(), role="factors") for place in ordered]
-        scan.chunks.append((inputs[start, stop], keep.end(before, weight_hh, role="states"), each))
+        states_ = keep.end(before, weight_hh, role="states")
+        scan.chunks.append((inputs[start, stop], states_, keep.factor(factors, role="factors")))
 
 
 def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -39,7 +39,7 @@ def loop(
     * ReLU keeps one bit per state besides the sketches, and all other gradients, those through time among them, are
       exact. Nothing of the size of all states is held after the forward pass or at any time in the backward pass,
       except what the caller asks for: the outputs and the gradient that comes back for them, and the gradient of ``x``.
-    * Of tanh the derivatives are kept, each step's with a draw of its own, by sketches that serve factors. Others keep
+    * Of tanh the derivatives are kept by sketches that serve factors. Others keep
       the states exactly, and so the gradient of ``weight_hh`` is exact as well: a sketch beside them would only add
       bytes.
     * A single input feature is kept as it is, which is the least that a summary of whole features can be.
@@ -91,7 +91,7 @@ def loop(
         if exact:
             factors: Any = keep.exact(after)
         elif tanh:
-            factors = [keep.factor(slope, role="slopes") for slope in (1 - after * after).unbind()]
+            factors = keep.factor(1 - after * after, role="slopes")
         else:
             factors = keep.packed(tracing.pack_positive(after), after.shape)
         scan.chunks.append((x_, h_, factors))

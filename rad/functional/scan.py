@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class Steps:
         """The steps of a chunk in the order of time, or back."""
         return range(start, stop) if back == self.reverse else range(stop - 1, start - 1, -1)
 
+    def sizes(self, start: int, stop: int) -> list[int]:
+        """Rows of each of some steps."""
+        return [b - a for a, b in pairwise(self._offsets[start : stop + 1])]
+
     @property
     def total(self) -> int:
         """Rows of all steps."""
@@ -69,8 +73,8 @@ class Scan:
         weight_ih: ``[gates · h, d]``.
         weight_hh: ``[gates · h, h]``.
         wants: Whether gradients of both weights and both biases are asked for.
-        chunks: Of the input, the states before and the factors, in the order of time: an item of all factors, or one
-            for each step.
+        chunks: Of the input, the states before and the factors ``[r, h]``, or several ``[factors, r, h]``, in the order
+            of time.
     """
 
     cell: Cell
@@ -78,7 +82,7 @@ class Scan:
     weight_ih: Handle | None
     weight_hh: Handle | None
     wants: tuple[bool, ...]
-    chunks: list[tuple[Handle | None, Handle | None, Handle | Sequence[Handle | None]]] = field(default_factory=list)
+    chunks: list[tuple[Handle | None, Handle | None, Handle | None]] = field(default_factory=list)
 
     @classmethod
     def begin(cls, keep: Keep, cell: Cell, steps: Steps, x: Tensor, weights: Sequence[Tensor | None]) -> Scan:
@@ -124,26 +128,28 @@ class Scan:
             # What autograd may need later is not overwritten: where it is on each step has memory of its own.
             own = torch.is_grad_enabled()
             sums = buffer[: chunk.stop - chunk.start]
-            at_once = isinstance(factors_, Handle)
-            whole = kept[factors_].view(len(sums), h) if at_once else sums
-            if whole.dtype == torch.uint8:
-                whole = whole.to(sums.dtype) if own else sums.copy_(whole)  # read before it is overwritten, each step
-            parts: dict[int, Tensor] = {}
+            factors = kept.dense(factors_)
+            factors = factors.view(*([cell.factors] if cell.factors > 1 else []), len(sums), h)
+            if factors.dtype == torch.uint8:  # read before it is overwritten, each step
+                factors = factors.to(sums.dtype) if own else sums.copy_(factors)
+            sizes = steps.sizes(start, stop)
+            parts = [sums.new_empty(size, sums.shape[1]) for size in sizes] if own else sums.split(sizes)
+            each = list(zip(*(kind.split(sizes, -2) for kind in cell.kinds(factors)), strict=True))
+            from_out: Sequence[Tensor] = ()
+            if grad_out is not None:
+                from_out = grad_out[start:stop].unbind() if grad_out.dim() == 3 else grad_out[chunk].split(sizes)
             for t in steps.order(start, stop, back=True):
-                rows = steps.rows(t)
-                place, size = slice(rows.start - chunk.start, rows.stop - chunk.start), rows.stop - rows.start
-                grad = state[:size]
-                part = parts[t] = sums.new_empty(size, sums.shape[1]) if own else sums[place]
+                i, size = t - start, sizes[t - start]
+                grad, part = _first(state, size), parts[i]
                 if grad_out is not None:
-                    grad += grad_out[t] if grad_out.dim() == 3 else grad_out[rows]
-                factors = whole[place] if at_once else kept.dense(factors_[t - start])
-                past = cell.retreat(factors, apart(grad), None if second is None else second[:size], part)
+                    grad += from_out[i]
+                past = cell.retreat(each[i], apart(grad), None if second is None else _first(second, size), part)
                 if past is None:
                     into(grad, torch.mm, part[:, hh], weight_hh)
                 else:
                     into(grad, torch.addmm, past, part[:, hh], weight_hh)
             if own:
-                sums = torch.cat([parts[t] for t in range(start, stop)])
+                sums = torch.cat(parts)
             from_x, from_h = sums[:, ih], sums[:, hh]
             if grad_x is not None:
                 assert weight_ih is not None
@@ -158,6 +164,10 @@ class Scan:
 
     def _weights(self, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
         return kept[self.weight_ih], kept[self.weight_hh]
+
+
+def _first(tensor: Tensor, rows: int) -> Tensor:
+    return tensor if rows == len(tensor) else tensor[:rows]
 
 
 def _add(grads: list[Tensor | None], place: int, part: Tensor, shift: int) -> None:

@@ -79,9 +79,12 @@ def estimated(x: Tensor, estimate: Tensor, weight: Tensor) -> Tensor:
 
 
 def oracle(
-    inputs: list[Tensor | None], nonlinearity: str, estimates: tuple[Tensor, Tensor] | None = None
+    inputs: list[Tensor | None], nonlinearity: str, estimates: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """All states and the last one by a plain loop; ``estimates`` stand for inputs and states in weight gradients."""
+    """All states and the last one by a plain loop.
+
+    ``estimates`` stand for inputs and states in weight gradients, and for the slopes of tanh.
+    """
     x, state, weight_ih, weight_hh, bias_ih, bias_hh = inputs
     states = []
     for t in range(len(x)):
@@ -90,6 +93,9 @@ def oracle(
         for bias in (bias_ih, bias_hh):
             total = total if bias is None else total + bias
         state = ACTIVATIONS[nonlinearity](total)
+        if estimates is not None and nonlinearity == "tanh":
+            surrogate = total * estimates[2][t]
+            state = surrogate + (state - surrogate).detach()
         states.append(state)
     return torch.stack(states), state
 
@@ -112,16 +118,21 @@ def drawing() -> Iterator[list[Tensor]]:
 
 def drawn(
     estimates: list[Tensor], sketch: rad.Sketch, inputs: list[Tensor | None], nonlinearity: str, reverse: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The estimates of inputs and of the states before each step, in the order of time, from those of all chunks."""
+) -> tuple[Tensor, ...]:
+    """The estimates of inputs, states before and slopes of all steps in the order of time, from those of each chunk."""
     x, h0 = (t.detach() for t in inputs[:2])
-    before = torch.cat([h0[None], oracle(inputs, nonlinearity)[0].detach()[:-1]])
-    exact = [x.shape[2] == 1, nonlinearity == "tanh" and not sketch.serves_factors]
-    kinds = 2 - sum(exact)
-    return tuple(
-        values if kept else torch.cat([t.flip(0) if reverse else t for t in estimates[i and kinds - 1 :: kinds]])
-        for i, (values, kept) in enumerate(zip((x, before), exact, strict=True))
-    )
+    after, count, queue = oracle(inputs, nonlinearity)[0].detach(), len(x), iter(estimates)
+    rounded = nonlinearity == "tanh" and sketch.serves_factors
+    parts: list[list[Tensor]] = [[], [], []]
+    for start, stop in scan.Steps([len(h0)] * count, reverse, h0.nbytes).chunks:
+        part = slice(count - stop, count - start) if reverse else slice(start, stop)
+        x_, before, slopes = x[part], torch.cat([h0[None], after[:-1]])[part], 1 - after[part].square()
+        kept = x.shape[2] == 1, nonlinearity == "tanh" and not rounded, not rounded or slopes.nbytes <= 256
+        for found, values, exact in zip(parts, (x_, before, slopes), kept, strict=True):
+            estimate = values if exact else next(queue).reshape(values.shape)
+            found.append(estimate.flip(0) if reverse and not exact else estimate)
+    assert next(queue, None) is None
+    return tuple(map(torch.cat, parts))
 
 
 def gradients(outs: tuple[Tensor | None, ...], inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
@@ -224,8 +235,8 @@ def test_needed_gradients_decide_what_is_kept(sketch, nonlinearity):
     states = normal(T, n, h)
     summaries = [sketch.compress(t.detach()).nbytes + 8 for t in (inputs[0], states)]
     states_stay = nonlinearity == "tanh" and not sketch.serves_factors
-    # Factors of a step are so small here that they are kept as they are.
-    derivative = 4 * T * n * h if nonlinearity == "tanh" else -(-T * n * h // 8)
+    slopes = sketch.compress((1 - states.square()).view(1, T * n, h)).nbytes + 8
+    derivative = slopes if nonlinearity == "tanh" else -(-T * n * h // 8)
     if states_stay:
         derivative = -(4 * n * h) % 64 + 4 * (T + 1) * n * h
     for wanted in (*((i,) for i in range(6)), (2, 3), (0, 3), range(6)):
