@@ -88,7 +88,8 @@ def _attention(
     q_ = keep.exact(q) if again else keep.factor(q, wants_k)
     k_ = keep.exact(k) if again else keep.factor(k, wants_q)
     v_ = keep.factor(v, factors)
-    mask_ = keep.exact(mask, again or wants_mask)
+    mask_ = keep.exact(mask, again)
+    added = None if mask is None or not wants_mask else (mask.shape, mask.dtype)
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
@@ -102,7 +103,7 @@ def _attention(
             grad.new_zeros(shape) if want else None
             for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
         )
-        grad_mask = torch.zeros_like(mask) if wants_mask else None
+        grad_mask = None if added is None else grad.new_zeros(added[0], dtype=added[1])
         for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
             if handle is None:
                 p, noise = _probabilities(q, k, mask, scale, causal, groups, block), None

@@ -138,7 +138,7 @@ def _divide(keep: Keep, a: Any, b: Tensor) -> Any:
     return out, backward
 
 
-@rule(F.prelu, torch.prelu)
+@rule(F.prelu, torch.prelu, Tensor.prelu)
 def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
     """``x`` where it is positive and ``w x`` elsewhere, with a slope for all or for each channel ``x[:, c]``."""
     channels = input.shape[1] if input.dim() > 1 else 1
