@@ -22,8 +22,11 @@ FEW = rad.Rounding(bits=BITS)
 
 
 def rounded(count: int) -> int:
-    """Bytes of a summary: packed bits, two bfloat16 for each 256 elements, and a seed."""
-    return count * BITS // 8 + count // 256 * 4 + SEED
+    """Bytes of a summary: packed bits, two bfloat16 for each group of at most 256 elements, and a seed."""
+    if 4 * count <= 256:
+        return 4 * count  # as it is
+    group = next((size for size in range(256, 128, -1) if count % size == 0), 256)
+    return -(-count // 8) * BITS + -(-count // group) * 4 + SEED
 
 
 SUMMARY, BIT, WHOLE, ROW = rounded(COUNT), COUNT // 8, COUNT * 4, 64 * 4
@@ -166,8 +169,8 @@ MORE: dict[str, tuple[Callable[..., Any], Kept]] = {
     "no dropout": (F.dropout, one(0, X, 0.0)),
     "dropout2d, sequences": (F.dropout2d, one(16 * 16 // 8, path(16, 16, 16))),
     "masked_fill by a tensor": (torch.masked_fill, one(BIT, X, MASK, constant())),
-    "small": (torch.exp, one(256, path(64))),
-    "just not small": (torch.exp, one(-(-65 // 8) * BITS + 4 + SEED, path(65))),
+    "small": (torch.exp, one(64 * 4, path(64))),
+    "just not small": (torch.exp, one(rounded(65), path(65))),
     "small input of a layer": (F.linear, Kept([path(2, 32), leaf(5, 32)], 256 + 5 * 32 * 4, (5 * 32 * 4, 256))),
     "einsum, weight": (torch.einsum, Kept(["ij,jk->ik", X, W], SUMMARY + WHOLE, (WHOLE, SUMMARY))),
     "batch_norm, not training": (
@@ -214,6 +217,15 @@ MORE: dict[str, tuple[Callable[..., Any], Kept]] = {
             [*LONG, flags(128, 128)],
             2 * QK + SUMMARY + 128 * 128,
             tuple(2 * QK + n + 128 * 128 for n in (SUMMARY, SUMMARY, 0)),
+        ),
+    ),
+    "long attention to what came before": (  # which are half of all probabilities, and that is not so many
+        F.scaled_dot_product_attention,
+        one(
+            sum(rounded(8 * 8 * seen) for seen in range(1, 9)),
+            *(constant(1, 1, 64, 2),) * 2,
+            path(1, 1, 64, 2),
+            is_causal=True,
         ),
     ),
     "hardly long attention": (

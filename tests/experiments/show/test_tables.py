@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import UserError
-from experiments.show.tables import prepare, publish
+from experiments.show.tables import markdown, prepare, provenance_lines, publish
 
 
 def test_a_file_that_can_be_written_is_left_as_it_was(tmp_path):
@@ -15,6 +15,34 @@ def test_a_file_that_can_be_written_is_left_as_it_was(tmp_path):
     (tmp_path / "old.md").write_text("found before")
     prepare(tmp_path / "old.md")
     assert (tmp_path / "old.md").read_text() == "found before"
+
+
+def test_columns_of_numbers_are_set_to_the_right():
+    rows = [{"a": "x", "b": "1", "c": "2"}, {"a": "y", "b": "3", "c": "4"}]
+    body = "| x | 1 | 2 |\n| y | 3 | 4 |"
+    assert markdown(rows) == f"| a | b | c |\n| --- | --- | --- |\n{body}"
+    assert markdown(rows, right=True) == f"| a | b | c |\n| --- | --: | --: |\n{body}"
+
+
+def test_where_a_run_comes_from():
+    first = {"commit": "a" * 40, "dirty": False, "cpu": "one", "device": "cpu", "threads": 1, "torch": "2.0"}
+    again = first | {"torch": "2.1"}
+    other = first | {"commit": "b" * 40, "dirty": True, "cpu": "two", "device": "cuda", "threads": 4, "torch": "2.2"}
+    meta = {"data": "toy", "seed": 7, "command": "python run.py seed=7", "sessions": [first, again, other]}
+    data, commit, hardware, command = provenance_lines(meta)
+    assert data == "- Data: toy; seed 7"
+    assert commit.count("aaaaaaaa") == 1
+    assert commit.index("aaaaaaaa") < commit.index("; ") < commit.index("bbbbbbbb")
+    assert "changes" in commit[commit.index("bbbb") :]
+    assert hardware == "- Hardware: one, cpu, 1 thread(s); two, cuda, 4 thread(s); torch 2.2"
+    assert command == "- Command: `python run.py seed=7`"
+
+
+def test_what_is_found_is_written_with_its_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["scripts/some.py", "--out", "x"])
+    publish("what was found", tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text() == "`python scripts/some.py --out x`\n\nwhat was found"
+    assert capsys.readouterr().out == "what was found\n"
 
 
 def test_a_folder_is_no_file(tmp_path):
