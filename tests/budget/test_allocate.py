@@ -124,6 +124,7 @@ def test_what_others_hold_exactly_is_counted_once():
         budget = least + (most - least) * step // 9
         plan = rad.allocate(model, loss, budget)
         assert held(model, loss, plan) == plan.nbytes <= budget
+        assert plan.nbytes >= 0.97 * budget or at_their_best(plan)
         shared += plan.items[1].bits is None
     assert shared
 

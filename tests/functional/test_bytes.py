@@ -358,3 +358,40 @@ def test_plain_layers(nonlinearity):
     model.weight_ih_l0.requires_grad_(True)
     model.weight_hh_l0.requires_grad_(False)
     assert held(run) == SUMMARY + slopes + 4 * H * H
+
+
+CELLS = {
+    "lstm": (nn.LSTMCell(D, H), 2 * SUMMARY + rounded(6 * COUNT)),
+    "gru": (nn.GRUCell(D, H), 2 * SUMMARY + rounded(5 * COUNT)),
+    "tanh": (nn.RNNCell(D, H), 3 * SUMMARY),
+    "relu": (nn.RNNCell(D, H, nonlinearity="relu"), 2 * SUMMARY + BIT),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells(kind):
+    cell, kept = CELLS[kind]
+    x = normal(64, D).requires_grad_()
+
+    def run() -> Tensor:
+        with answered(FEW):
+            out = cell(x * 1, x * 1 if kind != "lstm" else (x * 1, x * 1))
+        return out[0] if isinstance(out, tuple) else out
+
+    assert held(run) == kept + sum(p.nbytes for p in cell.parameters() if p.dim() == 2)
+
+
+def test_a_plain_layer_keeps_no_states_for_frozen_weights():
+    x = normal(T, N, 1)
+    model = nn.RNN(1, H, nonlinearity="relu")
+
+    def run() -> Tensor:
+        with answered(rad.Exact()):
+            return model(x)[0]
+
+    states, bits, weight = 4 * (T + 1) * N * H, T * N * H // 8, 4 * H * H
+    assert held(run) in range(x.nbytes + states + weight, x.nbytes + states + weight + 64)  # one more state; aligned
+    model.weight_hh_l0.requires_grad_(False)
+    assert held(run) == x.nbytes + bits + weight
+    model.weight_ih_l0.requires_grad_(False)
+    assert held(run) == bits + weight
