@@ -219,6 +219,8 @@ def test_what_is_there_under_two_names():
     both = nn.ModuleDict({"a": shared, "b": shared})
     one = nn.ModuleDict({"a": shared, "c": shared})
     assert fingerprint(both) != fingerprint(one)
+    gelu = nn.GELU()
+    assert fingerprint(nn.ModuleDict({"a": gelu, "b": gelu})) != fingerprint(nn.ModuleDict({"a": gelu, "c": gelu}))
     tied = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     free = fingerprint(tied)
     tied["b"].weight = tied["a"].weight

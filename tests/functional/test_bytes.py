@@ -181,6 +181,7 @@ MORE: dict[str, tuple[Callable[..., Any], Kept]] = {
         Kept([X, constant(64), within(0.5, 2, 64, role="constant"), V, V], SUMMARY + 2 * ROW, (2 * ROW, SUMMARY, 0)),
     ),
     "layer_norm, no weights": (F.layer_norm, one(SUMMARY + ROW, X, [64])),
+    "layer_norm, small": (F.layer_norm, one(4 * 16 * 4 + 4 * 4, path(4, 16), [16])),
     "cross_entropy, weights": (F.cross_entropy, one(SUMMARY + 64 * 8 + ROW, X, PLACES, constant(64))),
     "cross_entropy, probabilities": (F.cross_entropy, one(SUMMARY + WHOLE, X, within(0, 1, 64, 64, role="constant"))),
     "loss, none": (F.mse_loss, one(SUMMARY, X, constant(64, 64), reduction="none")),

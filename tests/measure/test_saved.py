@@ -204,6 +204,12 @@ def test_what_the_entries_say():
     assert {e.place for e in entries} == {""}
 
 
+def test_what_is_too_small_for_a_summary_is_exact():
+    model = rad.convert(nn.Linear(16, 3), rad.Rounding(bits=3))
+    (entry,) = saved_bytes(lambda: model(normal(4, 16)).sum()).entries
+    assert (entry.keeps, entry.nbytes) == ("exact", 4 * 16 * 4)
+
+
 def test_entries_of_a_plan_say_where_they_are():
     model, x = nn.Sequential(nn.Linear(40, 40), nn.GELU()), normal(16, 40)
     plan = rad.allocate(model, lambda: model(x).sum(), 1500)
