@@ -60,7 +60,6 @@ WRITTEN = {
     "log of softmax": lambda x, w: F.nll_loss(F.log_softmax(x * w, -1).view(-1, 16), torch.arange(30) % 16),
     "multi-margin": lambda x, w: F.multi_margin_loss((x * w).view(-1, 16), torch.arange(30) % 16),
     "gumbel": lambda x, w: F.gumbel_softmax(x * w, tau=2.0, dim=-1),
-    "distances": lambda x, w: F.triplet_margin_with_distance_loss(x, x * w, w * x.flip(0), reduction="none"),
     "whitened": lambda x, w: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() * w,
 }
 
