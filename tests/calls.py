@@ -155,14 +155,24 @@ class Case:
         """Forward and backward, with a gradient of the output that has no pattern."""
         torch.default_generator.manual_seed(3)  # without a look at other devices, which takes longer than the call
         tensors = self.tensors(dtype, wanted)
+        before = [t._version if isinstance(t, Tensor) else 0 for t in tensors]
         out = self.call(tensors, sketch, seeds)
         random = torch.get_rng_state()
         outs = tuple(t for t in (out if isinstance(out, tuple) else (out,)) if t.requires_grad)
         upstream = [normal(*t.shape, seed=90 + i, dtype=t.dtype) for i, t in enumerate(outs)]
         leaves = [t for t in tensors if isinstance(t, Tensor) and t.requires_grad]
         grads = torch.autograd.grad(outs, leaves, upstream, allow_unused=True) if leaves else ()
+        # What belongs to the caller is not overwritten.
+        assert all(torch.equal(t, normal(*t.shape, seed=90 + i, dtype=t.dtype)) for i, t in enumerate(upstream))
         kept = [t for t, g in zip(tensors, self.inputs, strict=True) if isinstance(g, Input) and g.role == "buffer"]
+        assert all(
+            t._version == n for t, n in zip(tensors, before, strict=True) if isinstance(t, Tensor) and not _in(t, kept)
+        )
         return Outcome(tuple(t.detach() for t in outs), grads, kept, random)
+
+
+def _in(tensor: Tensor, some: Sequence[Tensor]) -> bool:
+    return any(tensor is t for t in some)
 
 
 def lines(function: Callable[..., Any], *lines: tuple[Any, ...]) -> list[Case]:

@@ -8,6 +8,8 @@ from typing import Any
 import cases_elementwise
 import cases_others
 import cases_products
+import torch
+import torch.nn.functional as F
 from calls import Case
 
 from rad.functional import RULES
@@ -27,6 +29,27 @@ def kin(function: Callable[..., Any]) -> str:
     """What aliases have in common: their name, but for namespaces."""
     name = name_of(function).rpartition(".")[2]
     return _SAME.get(name, name)
+
+
+# Where functions are found.
+_OWNERS = {"torch": torch, "F": F, "Tensor": torch.Tensor, "special": torch.special}
+_WITHOUT = {"torch.binary_cross_entropy_with_logits"}  # which nobody calls: its reduction is a number
+
+
+def named() -> dict[str, Callable[..., Any]]:
+    """All functions by any of the names that have a rule, whether or not it has one there."""
+    kinds = {kin(case.function) for case in CASES}
+    names = {*kinds, *(name for name, same in _SAME.items() if same in kinds)}
+    found = {
+        f"{owner}.{name}": getattr(space, name)
+        for name in sorted(names)
+        for owner, space in _OWNERS.items()
+        if callable(getattr(space, name, None))
+    }
+    return {name: function for name, function in found.items() if name not in _WITHOUT}
+
+
+NAMES = named()
 
 
 def aliases() -> list[Case]:

@@ -53,6 +53,7 @@ def attention(
     operands = [autocast(t).unsqueeze(1) if single else autocast(t) for t in (query, key, value)]
     mask = attn_mask
     if mask is not None:
+        mask = autocast(mask) if mask.is_floating_point() else mask
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
     q, k, v = operands
@@ -77,7 +78,8 @@ def _attention(
     gqa: bool,
     single: bool,
 ) -> tuple[Tensor, object]:
-    out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa, single)
+    with torch.autocast(q.device.type, enabled=False):  # the operands are what it makes of them, and so is what follows
+        out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa, single, keep.wants(mask))
     scale = q.shape[-1] ** -0.5 if given is None else given
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
@@ -88,7 +90,8 @@ def _attention(
     q_ = keep.exact(q) if again else keep.factor(q, wants_k)
     k_ = keep.exact(k) if again else keep.factor(k, wants_q)
     v_ = keep.factor(v, factors)
-    mask_ = keep.exact(mask, again or wants_mask)
+    mask_ = keep.exact(mask, again)
+    added = None if mask is None or not wants_mask else (mask.shape, mask.dtype)
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
@@ -102,7 +105,7 @@ def _attention(
             grad.new_zeros(shape) if want else None
             for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
         )
-        grad_mask = torch.zeros_like(mask) if wants_mask else None
+        grad_mask = None if added is None else grad.new_zeros(added[0], dtype=added[1])
         for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
             if handle is None:
                 p, noise = _probabilities(q, k, mask, scale, causal, groups, block), None
@@ -173,18 +176,23 @@ def _stock(
     scale: float | None,
     gqa: bool,
     single: bool,
+    learned: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and with dropout what is zero where a probability was dropped."""
-    if drop == 0 and single:  # for which PyTorch may choose another kernel than with a dimension of heads
+    plainly = learned and not q.is_cuda  # by PyTorch's own choice, of a mask whose gradient is to come
+    if (
+        drop == 0 and single and not plainly
+    ):  # for which PyTorch may choose another kernel than with a dimension of heads
         q, k, v, mask = (None if t is None else t.squeeze(1) for t in (q, k, v, mask))  # pyright: ignore
         return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).unsqueeze(1), None
-    if drop == 0:
+    if drop == 0 and not plainly:
         out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
         return out, None
     # Where there is dropout PyTorch takes this way itself on a CPU; it alone tells what was dropped.
-    return torch.ops.aten._scaled_dot_product_attention_math(
+    out, dropped = torch.ops.aten._scaled_dot_product_attention_math(
         q, k, v, mask, drop, causal, None, scale=scale, enable_gqa=gqa
     )
+    return out, dropped if drop else None
 
 
 def _probabilities(

@@ -19,7 +19,14 @@ def autocast(operand: Tensor) -> Tensor:
     return operand.to(torch.get_autocast_dtype(kind))
 
 
-def full_precision(operand: Tensor) -> Tensor:
-    """The operand in single precision where autocast computes in that, as of norms and losses."""
-    half = operand.dtype in (torch.float16, torch.bfloat16)
+def full_precision(operand: Tensor, *devices: str) -> Tensor:
+    """The operand in single precision where autocast computes in that.
+
+    Args:
+        operand: What is computed with.
+        devices: Types of devices on which it does so for this operation, by default all.
+    """
+    half = operand.dtype in (torch.float16, torch.bfloat16) and operand.device.type in (
+        devices or (operand.device.type,)
+    )
     return operand.float() if half and torch.is_autocast_enabled(operand.device.type) else operand

@@ -95,7 +95,7 @@ def _clamp(call: Call, input: Tensor, min: Any = None, max: Any = None) -> Tenso
     return choose(call, input, lambda x: torch.clamp(x, min, max))
 
 
-@rule(F.threshold)
+@rule(F.threshold, torch.threshold)
 def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     return choose(call, input, lambda x: F.threshold(x, threshold, value), inplace=inplace)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.functional.autocast import autocast
 from rad.functional.choice import where
 from rad.functional.operation import Call, Handle, Keep, Kept, derivatives, in_place, operation
 from rad.functional.registry import named, rule
@@ -138,9 +139,10 @@ def _divide(keep: Keep, a: Any, b: Tensor) -> Any:
     return out, backward
 
 
-@rule(F.prelu, torch.prelu)
+@rule(F.prelu, torch.prelu, Tensor.prelu)
 def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
     """``x`` where it is positive and ``w x`` elsewhere, with a slope for all or for each channel ``x[:, c]``."""
+    input, weight = autocast(input), autocast(weight)
     channels = input.shape[1] if input.dim() > 1 else 1
     if weight.numel() != channels:
         if weight.numel() != 1:

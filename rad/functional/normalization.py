@@ -47,7 +47,7 @@ def layer_norm(
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, shape, weight, bias, eps)
 
-    return _normalize(call, full_precision(input), weight, bias, function, *_by_rows(input, shape))
+    return _normalize(call, full_precision(input, "cuda"), weight, bias, function, *_by_rows(input, shape))
 
 
 @rule(F.rms_norm, torch.rms_norm)
@@ -64,7 +64,7 @@ def rms_norm(
     def function(x: Tensor, weight: Tensor | None, bias: None) -> tuple[Tensor, None, Tensor]:
         return F.rms_norm(x, shape, weight, eps), None, _wide(x).square().mean(dims, keepdim=True).add_(small).rsqrt_()
 
-    return _normalize(call, full_precision(input), weight, None, function, *_by_rows(input, shape))
+    return _normalize(call, full_precision(input, "cuda"), weight, None, function, *_by_rows(input, shape))
 
 
 @rule(torch.group_norm)
@@ -94,7 +94,14 @@ def group_norm(
 
     view = (n, num_groups, c // num_groups, space)
     return _normalize(
-        call, full_precision(input), weight, bias, function, view, (2, 3), (1, num_groups, c // num_groups, 1)
+        call,
+        full_precision(input, "cuda"),
+        weight,
+        bias,
+        function,
+        view,
+        (2, 3),
+        (1, num_groups, c // num_groups, 1),
     )
 
 

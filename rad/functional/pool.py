@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.functional.autocast import full_precision
 from rad.functional.geometry import Extent, extents, pair, stand_in
 from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
@@ -91,7 +92,7 @@ def max_pool2d(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
 @rule(F.max_pool3d, torch.max_pool3d)
 def max_pool3d(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
     """As ``max_pool2d``, of volumes."""
-    return _max_pool(call, 3, input, *args, **options)
+    return _max_pool(call, 3, full_precision(input, "cpu"), *args, **options)
 
 
 @rule(F.max_pool1d, torch.max_pool1d)

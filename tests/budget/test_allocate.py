@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from rad.budget import Item, Plan
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
 
+module = sys.modules["rad.budget.allocate"]  # whose name in the package is that of the function
 Net = tuple[nn.Module, Callable[[], Tensor]]
 
 
@@ -96,6 +98,52 @@ def test_bytes_are_kept_to(net):
         assert total <= budget
         if step and not at_their_best(plan):
             assert total >= 0.97 * budget, step
+
+
+class Shared(nn.Module):
+    """What the second layer reads is held by a function without a rule as well: to keep it exactly costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(128, 32), nn.Linear(32, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return 1e-9 * torch.cumprod(x, 0).sum() + self.second(x.detach()).square().mean()
+
+
+def test_what_others_hold_exactly_is_counted_once():
+    model, x = Shared(), torch.randn(16, 128)
+
+    def loss() -> Tensor:
+        return model(x)
+
+    least, most = smallest(model, loss), held(model, loss, rad.Exact())
+    shared = 0
+    for step in range(1, 9, 2):
+        budget = least + (most - least) * step // 9
+        plan = rad.allocate(model, loss, budget)
+        assert held(model, loss, plan) == plan.nbytes <= budget
+        assert plan.nbytes >= 0.97 * budget or at_their_best(plan)
+        shared += plan.items[1].bits is None
+    assert shared
+
+
+def test_each_measurement_is_asked_for_what_was_asked_of_it(monkeypatch):
+    model, loss = perceptron()
+    seen, stock = [], module.contributions
+
+    def watched(model_, loss_, batches, draws, seed, bits=None):
+        seen.append((batches, draws, seed, bits))
+        return stock(model_, loss_, batches, draws, seed, bits)
+
+    monkeypatch.setattr(module, "contributions", watched)
+    plan = rad.allocate(model, loss, smallest(model, loss) + 500, batches=2, draws=3, passes=3, seed=5)
+    assert [call[:3] for call in seen] == [(2, 3, 5), (2, 3, 6), (2, 3, 7)]
+    assert seen[0][3] is None
+    assert all(call[3](item.place) in (None, *range(1, 17)) for call in seen[1:] for item in plan.items)
+    # Those of the plan before, which are not all alike.
+    assert len({seen[1][3](item.place) for item in plan.items}) > 1
 
 
 @pytest.mark.slow
@@ -198,8 +246,14 @@ def test_more_than_exact_gradients_hold():
     assert all(torch.allclose(before[name], after[name], rtol=1e-5, atol=1e-7) for name in before)
 
 
-def test_just_exact():
-    model, loss = perceptron()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_just_exact(dtype):
+    model, _ = perceptron()
+    model, x = model.to(dtype), torch.randn(40, 64, dtype=dtype)
+
+    def loss() -> Tensor:
+        return model(x).square().mean()
+
     exact = held(model, loss, rad.Exact())
     with pytest.warns(rad.AllExactWarning):
         assert rad.allocate(model, loss, exact).exact

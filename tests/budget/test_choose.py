@@ -48,6 +48,25 @@ def test_fewest_bytes_for_a_loss(seed):
     assert costs[rows, chosen].sum() == by_trying_all(losses, costs, limit)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_of_options_in_no_order(seed):
+    """Small whole numbers, so that many are alike, and some options that there are not."""
+    rng = np.random.default_rng(seed)
+    costs, losses = rng.integers(0, 5, (4, 4)).astype(float), rng.integers(0, 5, (4, 4)).astype(float)
+    costs[:, 1:][rng.random((4, 3)) < 0.3] = np.inf
+    rows = np.arange(4)
+    for limit in range(int(costs.min(1).sum()), 17, 2):
+        chosen = least_loss(costs, losses, limit)
+        best = by_trying_all(costs, losses, limit)
+        assert costs[rows, chosen].sum() <= limit
+        assert losses[rows, chosen].sum() == best
+        if best == losses[np.isfinite(costs)].min(initial=0) * 4 or limit == 16:  # whatever is wanted may be had
+            assert costs[rows, chosen].sum() == by_trying_all(losses, costs, best)
+        fewest = cheapest(costs, losses, best)
+        assert losses[rows, fewest].sum() <= best
+        assert costs[rows, fewest].sum() == by_trying_all(losses, costs, best)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_close_to_the_bound_where_there_are_many_places(seed):
     costs, losses = problem(seed, 300, 17)

@@ -76,6 +76,25 @@ def test_each_measurement_has_signs_of_its_own(monkeypatch):
     assert len(seeds) == len(set(seeds)) == 4
 
 
+def test_all_options_reach_the_measurement(monkeypatch):
+    seen = []
+    monkeypatch.setattr(live, "allocate", lambda *args, **options: seen.append((args[2:], options)) or PLANNED)
+    monkeypatch.setattr(live, "convert", lambda *args, **options: None)
+    for given in ({"nbytes": 4000}, {"variance": 0.5}):
+        rad.Allocator(nn.Linear(2, 2), **given, draws=3, passes=2, batches=4, seed=7).step(lambda: torch.zeros(()))
+    options = {"draws": 3, "passes": 2, "batches": 4, "seed": 7}
+    assert seen == [((4000,), {**options, "variance": None}), ((None,), {**options, "variance": 0.5})]
+
+
+PLANNED = rad.Plan((), 0, 1.0, "Linear", "x", exact=True)
+
+
+@pytest.mark.parametrize("option", [{"draws": 0}, {"passes": 0.5}, {"batches": True}, {"seed": -1}, {"nbytes": 0}])
+def test_bad_options_are_refused_before_any_step(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        rad.Allocator(nn.Linear(2, 2), **{"nbytes": BUDGET, **option})
+
+
 def test_a_new_plan_every_so_many_steps():
     run = Run()
     run.go(16)
@@ -163,6 +182,10 @@ def test_a_state_of_another_model():
     damaged["plan"]["places"] = 3
     with pytest.raises(ValueError, match="no plan: places must be a mapping"):
         run.allocator.load_state_dict(damaged)
+    other = rad.Allocator(nn.Linear(2, 2), BUDGET)
+    with pytest.raises(ValueError, match="another model|other modules"):
+        other.load_state_dict(state)
+    assert other.state_dict()["steps"] == 0
 
 
 def test_in_the_beginning_it_measures_after_twice_as_many_steps_each_time():

@@ -14,6 +14,7 @@ from torch import nn
 import rad
 from rad.budget import Item, Plan, bytes_of
 from rad.budget.plan import fingerprint
+from rad.budget.size import shown
 from rad.measure import gradient_noise, gradients, saved_bytes
 
 
@@ -39,6 +40,69 @@ def test_a_table():
     assert f"{plan.variance:.3g} of ‖g‖²" in lines[-1]
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[2 : 2 + len(plan.items)]]
     assert sum(shares) == pytest.approx(100, abs=0.1)
+
+
+PLAN = Plan(
+    (Item("a / linear 0 / 0", 3, 1500, 0.3), Item("a / gelu 0 / 0", None, 20, 0.0), Item("b / mul 1 / 1", 12, 7, 0.1)),
+    1234,
+    2.0,
+    "Net",
+    "x",
+)
+NOISELESS = """\
+place             bits  bytes  share of variance
+------------------------------------------------
+a / linear 0 / 0     3      5              0.00%
+------------------------------------------------
+besides                     0                   
+total                       5         0 of ‖g‖²"""
+TABLE = """\
+place             bits  bytes  share of variance
+------------------------------------------------
+a / linear 0 / 0     3  1,500             75.00%
+a / gelu 0 / 0   exact     20              0.00%
+b / mul 1 / 1       12      7             25.00%
+------------------------------------------------
+besides                 1,234                   
+total                   2,761       0.2 of ‖g‖²"""
+EXACT = """\
+place        bits   bytes  share of variance
+--------------------------------------------
+everything         12,345                   
+total       exact  12,345         0 of ‖g‖²"""
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (PLAN, TABLE),
+        (Plan((Item("a / linear 0 / 0", 3, 5, 0.0),), 0, 0.0, "Net", "x"), NOISELESS),
+        (Plan((), 12345, 0.0, "Net", "x", exact=True), EXACT),
+    ],
+    ids=["some", "noiseless", "exact"],
+)
+def test_all_of_a_table(plan, text):
+    rows = [[line.split() for line in t.splitlines() if set(line) != {"-"}] for t in (str(plan), text)]
+    assert rows[0] == rows[1]
+    assert len({len(line) for line in str(plan).splitlines()}) == 1
+
+
+def test_what_a_plan_says():
+    assert (PLAN.nbytes, PLAN.variance) == (2761, 0.2)
+    assert PLAN.at("a / linear 0 / 0") == rad.Rounding(bits=3)
+    assert PLAN.at("a / gelu 0 / 0") == rad.Exact()
+    assert (PLAN.sketch, dataclasses.replace(PLAN, items=(), exact=True).sketch) == (rad.Rounding(bits=3), rad.Exact())
+    with pytest.raises(ValueError, match="nothing of 'a / gelu 1 / 0'"):
+        PLAN.at("a / gelu 1 / 0")
+
+
+def test_a_file_is_in_the_order_of_the_model(tmp_path):
+    PLAN.save(tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text()
+    places = [line.strip().rstrip(":") for line in text.splitlines() if " / " in line]
+    assert places == [item.place for item in PLAN.items]
+    assert [line.partition(":")[0] for line in text.splitlines() if line[0] != " "] == list(PLAN.as_dict())
+    assert Plan.load(tmp_path / "plan.yaml") == PLAN
 
 
 def test_a_long_name_is_cut_in_front():
@@ -87,6 +151,14 @@ BAD = {
     "an entry that is a number": (damaged(lambda w, i: w.update(places={"a / b 0 / 0": 3})), "must hold bits, nbytes"),
     "other that is a fraction": (damaged(lambda w, i: w.update(other=0.5)), "other must be"),
     "model that is a number": (damaged(lambda w, i: w.update(model=3)), "model must be a str"),
+    "structure that is a number": (damaged(lambda w, i: w.update(structure=3)), "structure must be a str"),
+    "exact that is a number": (damaged(lambda w, i: w.update(exact=1, places={})), "exact must be a bool"),
+    "a negative norm": (damaged(lambda w, i: w.update(norm2=-1.0)), "norm2 must be"),
+    "a norm that is text": (damaged(lambda w, i: w.update(norm2="1")), "norm2 must be"),
+    "negative other": (damaged(lambda w, i: w.update(other=-1)), "other must be"),
+    "negative variance": (damaged(lambda w, i: i.update(variance=-0.5)), "variance of"),
+    "bytes that are a fraction": (damaged(lambda w, i: i.update(nbytes=0.5)), "nbytes of"),
+    "a place of two parts": (damaged(lambda w, i: w.update(places={"a / b 0": i})), "a place reads"),
     "exact with places": (damaged(lambda w, i: w.update(exact=True)), "exact plans have no places"),
 }
 
@@ -140,6 +212,23 @@ def test_a_model_that_keeps_something_else_now():
     model.other = True
     with pytest.raises(ValueError, match=r"nothing of '. / sigmoid 0 / 0', which the model now keeps"):
         model(X)
+
+
+def test_what_is_there_under_two_names():
+    shared = nn.Linear(4, 4)
+    both = nn.ModuleDict({"a": shared, "b": shared})
+    one = nn.ModuleDict({"a": shared, "c": shared})
+    assert fingerprint(both) != fingerprint(one)
+    gelu = nn.GELU()
+    assert fingerprint(nn.ModuleDict({"a": gelu, "b": gelu})) != fingerprint(nn.ModuleDict({"a": gelu, "c": gelu}))
+    tied = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    free = fingerprint(tied)
+    tied["b"].weight = tied["a"].weight
+    assert fingerprint(tied) == free  # names and shapes alone; which are tied says nothing of what is kept
+    item = Item("b / linear 0 / 0", 3, 5, 0.1)
+    Plan((item,), 0, 1.0, "ModuleDict", fingerprint(both)).check(both)
+    with pytest.raises(ValueError, match="names the module 'b'"):
+        Plan((item,), 0, 1.0, "ModuleDict", fingerprint(one)).check(one)
 
 
 def test_structure_is_that_of_stock_and_converted_alike():
@@ -219,6 +308,29 @@ def test_sizes_that_are_none(size):
 def test_what_is_no_size_at_all(size):
     with pytest.raises(TypeError, match="budget must be a number of bytes or a size"):
         bytes_of(size, "budget")
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (123_456, "123.5 kB"),
+        (999_999, "1000 kB"),
+        (10**6, "1 MB"),
+        (2_500_000, "2.5 MB"),
+        (10**9, "1 GB"),
+        (1_234_567_890_123, "1235 GB"),
+    ],
+)
+def test_sizes_as_they_are_shown(nbytes, text):
+    assert shown(nbytes) == text
+
+
+def test_a_part_of_a_byte_is_none():
+    assert bytes_of(1999.9) == 1999
+    assert bytes_of("1.9999kB") == 1999
 
 
 @pytest.mark.parametrize("size", [float("inf"), float("nan")])

@@ -12,11 +12,12 @@ from cases import CASES, Case
 from torch import Tensor, nn
 
 import rad
-from rad.budget.probe import BASE, contributions
+from rad.budget.probe import BASE, _Probes, contributions
 from rad.functional import Assignment
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
 from rad.sketch import Sketch
+from rad.sketch.random import Stream
 
 BITS = 6  # few enough for noise above rounding errors, enough for its square not to count
 
@@ -195,6 +196,24 @@ def test_draws_and_batches_are_means():
     assert sum(both.values()) == pytest.approx(total, rel=0.5)
     assert sum(spread.variance.values()) == pytest.approx(total, rel=0.5)
     assert contributions(model, loss, 1, 1, 0).variance == single[0]
+    nbytes = contributions(model, loss, 1, 1, 0).nbytes
+    assert contributions(model, loss, 1, 3, 0).nbytes == pytest.approx(nbytes)
+    assert contributions(model, loss, 3, 2, 0).nbytes == pytest.approx(nbytes)
+
+
+def test_noise_of_each_place_has_a_seed_of_its_own():
+    signs = Stream(0, torch.device("cpu"))
+    seeds = [int(_Probes(lambda place: 1, signs).at(f"a / b {i} / 0").seed) for i in range(20)]
+    assert len(set(seeds)) == 20
+
+
+def test_frozen_parameters_have_no_gradient_to_vary():
+    model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8))
+    model[2].requires_grad_(False)
+    x = torch.randn(16, 32)
+    found = contributions(model, lambda: model(x).square().sum(), 1, 1, 0).variance
+    assert set(found) == {"0 / linear 0 / 0", "1 / gelu 0 / 0", "3 / gelu 0 / 0", "4 / linear 0 / 0"}
+    assert_predicted(model, lambda: model(x).square().sum(), [None], draws=40, signs=20)
 
 
 def test_bytes_are_those_that_a_kept_view_holds():

@@ -94,3 +94,28 @@ def test_what_is_kept(monkeypatch):
     assert ours < held < 1.15 * ours
     monkeypatch.setattr(module, "_WORTH", 0.5)
     assert saved_bytes(lambda: few(*(t * 1 for t in tensors)).float().sum()).total != held
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,)])
+def test_what_is_kept_for_each_gradient(wanted):
+    tensors = [normal(2, 2, 64, 8, seed=i).requires_grad_(i in wanted) for i in range(3)]
+    few = by_rules(F.scaled_dot_product_attention)
+    count, rows = 2 * 2 * 64 * 8, 2 * 2 * 64
+    summary = count * 3 // 8 + count // 256 * 4 + 8
+    # Queries, keys and logarithms of sums exactly; values and outputs for the gradients of queries and keys alone.
+    expected = 4 * (2 * count + rows) + (2 * summary if wanted != (2,) else 0)
+    assert saved_bytes(lambda: few(*(t * 1 for t in tensors))).total == expected
+
+
+def test_the_kernels_serve_where_they_keep_little_more(monkeypatch, calls):
+    monkeypatch.setattr(module, "_WORTH", 2.0)
+    sketch = rad.Rounding(bits=3)
+    fraction = sketch.fraction(8)
+    for keys in (8, 64, 128, 256, 512, 1024):
+        for causal in (False, True):
+            calls.clear()
+            tensors = operands(0, 1, 2, queries=keys, keys=keys)
+            attend(sketch, tensors, is_causal=causal)
+            count, seen = tensors[0].numel(), 4 * keys * keys / (2 if causal else 1)
+            fused, blocks = 2 * count + fraction * 2 * count, fraction * (3 * count + seen)
+            assert (calls == ["forward"]) == (fused <= 2 * blocks), keys

@@ -47,6 +47,27 @@ def test_the_weight_gradient_is_random_and_right_on_average(case, sketch):
     assert_unbiased(torch.stack(draws), stock[weight])
 
 
+# The same with so many elements that no summary is at its floor.
+LARGE = {
+    "linear": Case("linear", F.linear, [path(12, 200), leaf(5, 200)]),
+    "addmm": Case("addmm", torch.addmm, [leaf(5), path(12, 200), leaf(200, 5)]),
+    "matmul": Case("matmul", torch.matmul, [path(2, 6, 200), leaf(200, 5)]),
+    "conv1d": Case("conv1d", F.conv1d, [path(6, 2, 200), leaf(4, 2, 3)]),
+    "conv2d": Case("conv2d", F.conv2d, [path(6, 2, 10, 20), leaf(4, 2, 3, 2)]),
+    "conv_transpose2d": Case("conv_transpose2d", F.conv_transpose2d, [path(6, 2, 10, 20), leaf(2, 4, 3, 2)]),
+    "scale": Case("scale", torch.mul, [path(12, 200), leaf(200)]),
+}
+
+
+@pytest.mark.parametrize("sketch", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_of_what_forms_a_weight_gradient_a_summary_is_kept(case, sketch):
+    tensors = case.tensors(torch.float32, [place_of_weight(case)])
+    x = next(t for t in tensors if t.numel() == 2400)
+    nbytes = held(lambda: case.call(tensors, sketch))
+    assert 0.2 * x.nbytes < nbytes <= 0.4 * x.nbytes + 8
+
+
 @pytest.mark.parametrize("sketch", [PAPER["project"], PAPER["sample-batch"]], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_all_else_is_exact(case, sketch):

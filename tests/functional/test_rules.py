@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any
 
@@ -15,6 +16,7 @@ from sketches import normal
 from torch import Tensor
 
 import rad
+from rad.functional import attention
 from rad.measure import saved_bytes
 from rad.nn import Seeds
 
@@ -56,6 +58,37 @@ def test_gradients_are_those_of_stock_where_nothing_is_rounded(case):
     )
 
 
+ATTENTION = [case for case in CASES if case.function is F.scaled_dot_product_attention]
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=[case.name for case in ATTENTION])
+@pytest.mark.parametrize("most", [1, 40, 100])
+def test_attention_goes_by_blocks_of_any_size(case, most, monkeypatch):
+    stock = case.run()
+    monkeypatch.setattr(attention, "_BLOCK", most)
+    torch.testing.assert_close(case.run(WHOLE).grads, stock.grads, rtol=1e-9, atol=1e-11)
+    for ours, exact in zip(case.run(rad.Rounding(bits=16)).grads, stock.grads, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=2e-3 * float(exact.abs().max()) if exact.numel() else 0)
+
+
+@pytest.mark.parametrize("most", [1, 40, 100, 2**18])
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_of_attention_are_no_larger_than_they_may_be(most, causal):
+    b, h, queries, keys = 5, 2, 12, 9
+    blocks = attention._blocks(torch.Size([b, h, queries, 4]), keys, causal, most)
+    seen = torch.zeros(b, queries, keys, dtype=torch.int64)
+    for block in blocks:
+        part = seen[block.examples, block.rows, block.keys]
+        part += 1
+        assert h * part.numel() <= max(most, h * keys)
+        if causal:  # up to the last row's own
+            assert block.keys.stop == min(keys, block.rows.stop)
+    allowed = torch.ones(queries, keys, dtype=torch.bool)
+    assert (seen <= 1).all()
+    assert (seen[:, allowed.tril() if causal else allowed] == 1).all()
+    assert len(blocks) == 1 or most < 2**18 or causal
+
+
 def test_a_tensor_by_keyword_is_one_as_any_other():
     x, weight = normal(64, 64), normal(5, 64, seed=1).requires_grad_()
     calls = {
@@ -79,6 +112,32 @@ def test_weights_of_a_loss_get_the_gradient_of_stock_or_its_refusal(function):
     stock, ours = results
     assert type(ours) is type(stock)
     assert ours == stock if isinstance(stock, str) else all(map(torch.allclose, ours, stock))
+
+
+REFUSED = "not implemented for|does not support|expected scalar type|unsupported|must have the same dtype|unsafe to"
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.filterwarnings("ignore::rad.BudgetFloorWarning")
+def test_autocast_gives_what_it_gives_by_stock(case, dtype):
+    results = []
+    for sketch in (None, WHOLE, rad.Rounding(bits=8)):
+        with torch.autocast("cpu", torch.bfloat16):
+            try:
+                results.append(case.run(sketch, dtype))
+            except RuntimeError as error:
+                if sketch is None and re.search(REFUSED, str(error)):
+                    return
+                raise
+    stock = results[0]
+    for ours in results[1:]:
+        assert len(ours.out) == len(stock.out)
+        assert all(map(same, ours.out, stock.out))
+        assert [g.dtype for g in ours.grads] == [g.dtype for g in stock.grads]
+        assert all(map(torch.equal, ours.buffers, stock.buffers))
+    for ours, exact in zip(results[1].grads, stock.grads, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()) if exact.numel() else 0)
 
 
 @every_case

@@ -162,6 +162,9 @@ PATHS = {
     "attention to itself": lambda x, a, b, c: F.scaled_dot_product_attention(*[F.linear(x, a).view(1, 2, 16, 64)] * 3),
     "quotient": lambda x, a, b, c: (h := F.linear(x, a)) / (h.square() + 1),
     "normalized twice": lambda x, a, b, c: F.layer_norm(F.layer_norm(F.linear(x, a), [64]), [64]),
+    "two weights that are computed": lambda x, a, b, c: (
+        F.linear(h := F.linear(x, a), b * 1) * F.linear(h, torch.tanh(c))
+    ),
     "weight that is computed": lambda x, a, b, c: F.linear(h := F.linear(x, a), h),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from sketches import SKETCHES, normal, seeded
 from torch import nn
 
 import rad
-from rad.measure import gradient_noise, gradients, hessian_product
+from rad.measure import GradientNoise, Moments, gradient_noise, gradients, hessian_product
 
 
 def known(scale=1.0, shift=0.0, seed=0):
@@ -114,7 +115,7 @@ def test_ratio_of_two_variances():
     assert ratio == big.variance / small.variance
     relative = math.hypot(big.variance_error / big.variance, small.variance_error / small.variance)
     assert error == pytest.approx(ratio * relative, rel=1e-9)
-    assert math.isnan(big.relative_to(gradient_noise(lambda: {"a": torch.ones(2)}, 3).total)[0])
+    assert all(map(math.isnan, big.relative_to(gradient_noise(lambda: {"a": torch.ones(2)}, 3).total)))
 
 
 @pytest.mark.montecarlo
@@ -148,15 +149,83 @@ def test_gradients_leave_grad_fields_alone():
     assert torch.equal(found["0.weight"], reference.weight.grad)
 
 
-def test_table_names_layers_and_draws():
-    text = str(gradient_noise(known()[0], 10))
-    assert all(word in text for word in ("a ", "b ", "total", "10 draws"))
+TABLE = """\
+layer  ‖g‖²           variance    ÷ ‖g‖²   bias  expected of none
+-----------------------------------------------------------------
+a         4            8 ± 0.5         2    0.3              0.25
+long      0            2 ± 0.1         –    nan              0.75
+total     4  1.234e+04 ± 6e+02  3.09e+03  0.123             0.125
+7 draws; ± is a standard error"""
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_table(curved):
+    layers = {"a": Moments(4.0, 8.0, 0.5, 0.3, 0.25), "long": Moments(0.0, 2.0, 0.1, math.nan, 0.75)}
+    total = Moments(4.0, 12345.0, 600.0, 0.1234, 0.125)
+    noise = GradientNoise(7, total, layers, *((2.5, 0.25) if curved else ()))
+    assert str(noise) == TABLE + "\nweighted by curvature (tr HΣ): 2.5 ± 0.2" * curved
 
 
 @pytest.mark.parametrize("draws", [2, 0, True, 3.5])
 def test_too_few_draws(draws):
     with pytest.raises(ValueError, match="at least 3, got"):
         gradient_noise(known()[0], draws)
+
+
+def test_entries_go_by_name_in_whatever_order():
+    (draw, exact), (again, _), turn = known(), known(), iter(range(99))
+
+    def shuffled():
+        found = again()
+        return dict(sorted(found.items(), reverse=next(turn) % 2 == 1))
+
+    backwards = dict(reversed(exact.items()))
+    first, second = gradient_noise(draw, 5, exact), gradient_noise(shuffled, 5, backwards)
+    assert second.total == dataclasses.replace(
+        first.total, **{k: pytest.approx(v) for k, v in vars(first.total).items()}
+    )
+    assert second.layers["a"] == first.layers["a"]
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "others"])
+def test_an_exact_gradient_of_other_entries(change):
+    draw, exact = known()
+    other = {"more": {**exact, "c": torch.ones(1)}, "fewer": {"b.bias": exact["b.bias"]}}.get(change)
+    other = other or {f"{name}_": g for name, g in exact.items()}
+    with pytest.raises(ValueError, match=f"exact has the entries {', '.join(other)}, but the draws have a.weight"):
+        gradient_noise(draw, 3, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_curvature_is_given_differences_as_the_draws_are(dtype):
+    generator, seen = seeded(0), []
+
+    def curvature(vector):
+        seen.append(vector)
+        return {name: 2 * v for name, v in vector.items()}
+
+    found = gradient_noise(
+        lambda: {n: torch.randn(3, 2, generator=generator).to(dtype) for n in ("a.weight", "a.bias")},
+        6,
+        None,
+        curvature,
+    )
+    assert [{name: (v.dtype, v.shape) for name, v in vector.items()} for vector in seen] == [
+        dict.fromkeys(("a.weight", "a.bias"), (dtype, (3, 2)))
+    ] * 5
+    # Of a multiple of the identity it is that multiple of the variance.
+    assert found.curved == pytest.approx(2 * found.total.variance, rel=2e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert found.curved_error == pytest.approx(2 * found.total.variance_error, rel=0.1)
+
+
+def test_a_vector_of_another_precision():
+    model, x = nn.Linear(3, 2), normal(4, 3)
+    vector = {name: normal(*p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
+    loss = lambda: model(x).square().sum()  # noqa: E731
+    found = hessian_product(model, loss, vector)
+    expected = hessian_product(model, loss, {name: v.float() for name, v in vector.items()})
+    assert {h.dtype for h in found.values()} == {torch.float32}
+    assert all(torch.equal(found[name], expected[name]) for name in vector)
 
 
 def test_names_that_do_not_match():
@@ -183,7 +252,17 @@ def test_what_is_no_vector(vector):
         hessian_product(model, lambda: model(torch.ones(1, 2)).square().sum(), vector)
 
 
-@pytest.mark.parametrize("change", [lambda out: None, lambda out: 3.0, lambda out: out, lambda out: out.sum().detach()])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: None,
+        lambda out: 3.0,
+        lambda out: out,
+        lambda out: out.sum().detach(),
+        lambda out: out.sum() * 1j,
+        lambda out: out.sum().detach().to(torch.int64),
+    ],
+)
 def test_what_is_no_loss(change):
     model = nn.Linear(2, 3)
     loss = lambda: change(model(torch.ones(1, 2)))  # noqa: E731

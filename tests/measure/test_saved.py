@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 import rad
-from rad.measure import saved_bytes
+from rad.functional.keep import listeners
+from rad.measure import Entry, Ledger, saved_bytes
+from rad.nn.intercept import watchers
 
 # Batch 16, float32. Kept of the inputs [16, 40] and [16, 80] at a budget of a quarter, with the seed's 8 bytes.
 SAMPLED = (16 * 10 * 4 + 8, 16 * 20 * 4 + 8)
@@ -114,6 +116,126 @@ def test_table():
     assert ["parameters,", "apart", "960"] in rows
 
 
+def entry(layer: str, operation: str, keeps: str, nbytes: int, parameter: bool = False) -> Entry:
+    return Entry(layer, operation, keeps, nbytes, parameter)
+
+
+MANY = Ledger(
+    (
+        entry("a", "torch.nn.functional.linear", "Rounding(bits=3, group=256)", 1000),
+        entry("a", "torch.nn.functional.linear", "exact", 9000, parameter=True),
+        entry("b", "torch.cumsum", "exact", 20),
+        entry("c", "torch.cumprod", "exact", 300),
+        entry("c", "torch.cumprod", "exact", 100),
+        entry("d", "torch.sort", "exact", 30),
+        entry("e", "", "exact", 50),
+        entry("f", "torch.relu", "1 bit", 0),
+    )
+)
+NONE = Ledger(())
+
+
+def test_sums_of_a_ledger():
+    assert (MANY.total, MANY.exact, MANY.parameters) == (1500, 500, 9000)
+    assert MANY.by_layer() == {"a": 1000, "b": 20, "c": 400, "d": 30, "e": 50, "f": 0}
+    assert (NONE.total, NONE.exact, NONE.parameters, NONE.by_layer()) == (0, 0, 0, {})
+
+
+def test_a_summary_names_the_three_largest_of_what_is_exact():
+    # By operation, or by module where that is not converted.
+    assert MANY.summary() == ("1,500 bytes held for the backward pass, 33% of them exact, most by cumprod, e, sort")
+    assert NONE.summary() == "0 bytes held for the backward pass, 0% of them exact"
+    few = Ledger((MANY.entries[0], MANY.entries[1]))
+    assert few.summary() == "1,000 bytes held for the backward pass, 0% of them exact"
+
+
+def test_every_row_of_a_table():
+    lines = str(MANY).splitlines()
+    assert [line.split() for line in lines if set(line) != {"-"}] == [
+        ["module", "operation", "keeps", "saved", "bytes"],
+        ["a", "linear", "…(bits=3,", "group=256)", "1,000"],
+        ["b", "cumsum", "exact", "20"],
+        ["c", "cumprod", "exact", "400"],
+        ["d", "sort", "exact", "30"],
+        ["e", "exact", "50"],
+        ["total", "1,500"],
+        ["exact", "33.3%", "500"],
+        ["parameters,", "apart", "9,000"],
+    ]
+    assert [i for i, line in enumerate(lines) if set(line) == {"-"}] == [1, 7]
+    assert [line.split()[-1] for line in str(NONE).splitlines()[-3:]] == ["0", "0", "0"]
+    assert "0.0%" in str(NONE)
+
+
+@pytest.mark.parametrize(("index", "width"), [(0, 38), (1, 24), (2, 20)])
+def test_a_long_name_is_cut_in_front(index, width):
+    for length in (width, width + 1):
+        text = "".join(chr(ord("a") + i % 26) for i in range(length))
+        cells = [text if i == index else "x" for i in range(3)]
+        line = str(Ledger((entry(cells[0], cells[1], cells[2], 5),))).splitlines()[2]
+        assert line.split()[index] == (text if length == width else "…" + text[2:])
+
+
+class Hidden(nn.Module):
+    """A plain module inside one that is converted, and one that is converted inside a plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.few = nn.Linear(40, 40), nn.Linear(40, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.plain(self.few(x).exp())
+
+
+def test_what_the_entries_say():
+    model, x = Hidden(), normal(16, 40)
+    rad.convert(model.few, rad.Rounding(bits=3))
+    entries = saved_bytes(lambda: model(x).sum()).entries
+    found = {(e.layer, e.operation, e.keeps, e.nbytes, e.parameter, e.dtype) for e in entries}
+    sketch = "Rounding(bits=3, group=256)"
+    linear = "torch.nn.functional.linear"
+    assert found == {
+        ("few", linear, sketch, 16 * 40 * 3 // 8, False, torch.uint8),
+        ("few", linear, sketch, 4 * 4, False, torch.bfloat16),  # four groups of 160
+        ("few", linear, sketch, 8, False, torch.int64),
+        ("Hidden", "", "exact", 16 * 40 * 4, False, torch.float32),
+        ("plain", "", "exact", 40 * 40 * 4, True, torch.float32),
+    }
+    assert {e.place for e in entries} == {""}
+
+
+def test_what_is_too_small_for_a_summary_is_exact():
+    model = rad.convert(nn.Linear(16, 3), rad.Rounding(bits=3))
+    (entry,) = saved_bytes(lambda: model(normal(4, 16)).sum()).entries
+    assert (entry.keeps, entry.nbytes) == ("exact", 4 * 16 * 4)
+
+
+def test_entries_of_a_plan_say_where_they_are():
+    model, x = nn.Sequential(nn.Linear(40, 40), nn.GELU()), normal(16, 40)
+    plan = rad.allocate(model, lambda: model(x).sum(), 1500)
+    rad.convert(model, plan)
+    places: dict[str, int] = {}
+    for e in saved_bytes(lambda: model(x).sum()).entries:
+        places[e.place] = places.get(e.place, 0) + e.nbytes
+    assert places == {item.place: item.nbytes for item in plan.items}
+
+
+def test_a_view_of_a_parameter_is_its_own():
+    model, x = nn.Linear(8, 8), normal(4, 8).requires_grad_()
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :3] @ self.inner.weight[:3]
+
+    ledger = saved_bytes(lambda: Part()(x).sum())
+    assert ledger.parameters == 8 * 8 * 4
+    assert ledger.total == x.nbytes
+
+
 def fail() -> torch.Tensor:
     raise ZeroDivisionError
 
@@ -139,6 +261,7 @@ def test_hooks_are_removed(fn, error, message):
         with pytest.raises(error, match=message):
             saved_bytes(fn)
     assert [dict(getattr(hooks, name)) for name in names] == before
+    assert (watchers, listeners) == ([], [])
 
 
 def test_layers_are_told_apart_after_one_failed():

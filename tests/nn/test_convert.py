@@ -88,6 +88,39 @@ def test_all_but_the_gradients_stay(make):
     assert same(gradients(model), exact)
 
 
+def test_the_stock_class_describes_itself():
+    model = rad.convert(Net(), SKETCH, skip="head")
+    lines = [line.strip() for line in repr(model).splitlines()]
+    keeps = "keeps Rounding(bits=3, group=256)"
+    assert lines == [
+        "Net(",
+        "(body): Sequential(",
+        f"(0): Linear(in_features=12, out_features=16, bias=True, {keeps})",
+        f"(1): ReLU(inplace=True, {keeps})",
+        f"(2): Linear(in_features=16, out_features=8, bias=False, {keeps})",
+        f"(3): ReLU({keeps})",
+        ")",
+        f"(norm): {nn.LayerNorm(8)!r}"[:-1] + f", {keeps})",
+        "(head): Linear(in_features=8, out_features=3, bias=True, exact)",
+        ")",
+    ]
+    for module, stock in ((model.head, nn.Linear), (model.body, nn.Sequential), (model, Net)):
+        kind = type(module)
+        names = ("__name__", "__qualname__", "__module__", "__doc__")
+        assert [getattr(kind, name) for name in names] == [getattr(stock, name) for name in names]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_left_alone():
+    model = nn.Sequential(nn.Linear(12, 12), torch.jit.script(nn.Sequential(nn.Linear(12, 12), nn.ReLU())))
+    kind, x = type(model[1]), normal(5, 12)
+    out, exact = model(x), gradients(model, x)
+    rad.convert(model, SKETCH)
+    assert type(model[1]) is kind
+    assert torch.equal(model(x), out)
+    assert [torch.equal(a, b) for a, b in zip(gradients(model, x), exact, strict=True)][2:] == [True, True]
+
+
 def test_exact_sketch_gives_exact_gradients():
     model = Net()
     torch.testing.assert_close(gradients(rad.convert(copy.deepcopy(model), rad.Exact())), gradients(model))
@@ -249,6 +282,25 @@ def test_the_state_of_the_seeds_resumes_a_run():
     following = gradients(model)
     rad.nn.seeds(model).set_state(state)
     assert same(gradients(model), following)
+
+
+def test_neighbouring_starts_lead_far_apart():
+    taken = [int(seeds.next()) for seeds in map(Seeds, range(-5, 5)) for _ in range(500)]
+    assert len(set(taken)) == len(taken)
+    assert [int(Seeds(3).next()) for _ in range(2)] == [int(Seeds(3).next())] * 2
+    assert int(Seeds(seeded(3)).next()) != int(Seeds(seeded(4)).next())
+
+
+def test_a_state_is_no_alias():
+    seeds, state = Seeds(0), Seeds(1).get_state().clone()
+    expected = int(Seeds(1).next())
+    seeds.set_state(state)
+    state += 5
+    assert int(seeds.next()) == expected
+    before = seeds.get_state()
+    saved = int(before)
+    seeds.next()
+    assert int(before) == saved
 
 
 def test_processes_that_start_alike_never_share_a_seed(monkeypatch):

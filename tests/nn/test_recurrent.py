@@ -287,3 +287,27 @@ def test_bad_input_is_refused_as_by_stock(stock, args):
     with pytest.raises(expected.type) as actual:
         rad.convert(layer, rad.Rounding(bits=2))(*args)
     assert str(actual.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("sketch", [rad.Rounding(bits=4), rad.Exact()], ids=str)
+def test_nothing_of_the_callers_is_overwritten(kind, bidirectional, sketch):
+    cell = kind.endswith("Cell")
+    layer = getattr(nn, kind)(3, 4) if cell else getattr(nn, kind)(3, 4, bidirectional=bidirectional)
+    rad.convert(layer, sketch)
+    x = normal(2, 3) if cell else normal(5, 2, 3)
+    shape = (2, 4) if cell else (1 + bidirectional, 2, 4)
+    given = [x, *(normal(*shape, seed=i) for i in range(2 if "LSTM" in kind else 1))]
+    tensors = [t.clone().requires_grad_() for t in given]
+    out = layer(tensors[0], tuple(tensors[1:]) if len(tensors) == 3 else tensors[1])
+    outs = [
+        t
+        for part in (out if isinstance(out, tuple) else (out,))
+        for t in (part if isinstance(part, tuple) else (part,))
+    ]
+    upstream = [normal(*t.shape, seed=7 + i) for i, t in enumerate(outs)]
+    before = [t.clone() for t in upstream]
+    torch.autograd.grad(outs, [*tensors, *layer.parameters()], upstream)
+    assert all(map(torch.equal, upstream, before))
+    assert all(map(torch.equal, tensors, given))

@@ -197,3 +197,13 @@ def test_threads_share_the_groups(threads):
         assert torch.equal(sketch.expand(found), estimate)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bits": 1}, {"bits": 3}, {"bits": 8, "group": 64}, {"bits": 16, "group": 16}], ids=str
+)
+def test_the_fraction_is_that_of_a_large_tensor(dtype, options):
+    sketch, x = rad.Rounding(**options), normal(64, 256, dtype=dtype)
+    assert sketch.compress(x).nbytes == sketch.fraction(x.element_size()) * x.nbytes
+    assert rad.Rounding(0.3).fraction(x.element_size()) == 0.3
