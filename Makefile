@@ -61,8 +61,8 @@ plot: $(ENV) ## figures and table of the runs below RUNS, into OUT
 reproduce: $(ENV) ## the whole paper and a report; SCALE=smoke (10 minutes, no data needed), laptop (3 hours), desk (a day or two) or paper (days)
 	$(BIN)/python scripts/reproduce.py --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) $(if $(REPORT),--out $(REPORT))
 
-report: $(ENV) ## results/report.html anew from results/records, without running anything
-	$(BIN)/python scripts/reproduce.py --scale desk --records results/records --out results
+report: $(ENV) ## results/desk/report.html from results/records, without running anything
+	$(BIN)/python scripts/reproduce.py --scale desk --records results/records
 
 status: $(ENV) ## all runs below RUNS: how far they are, last losses, time left
 	$(BIN)/python scripts/status.py $(RUNS)
