@@ -322,7 +322,7 @@ T, N, D, H = 8, 8, 64, 64
 def test_gated_layers(kind, directions):
     layer, factors, gates = GATED[kind]
     model = layer(D, H, bidirectional=directions == 2)
-    each = T * rounded(factors * N * H)  # each step has a draw of its own
+    each = rounded(T * factors * N * H)
     ih, hh = 4 * gates * H * D, 4 * gates * H * H
     alone = {
         "input": each + ih + hh,
@@ -346,7 +346,7 @@ def test_gated_layers(kind, directions):
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 def test_plain_layers(nonlinearity):
     model, x = nn.RNN(D, H, nonlinearity=nonlinearity), normal(T, N, D).requires_grad_()
-    slopes = T * rounded(N * H) if nonlinearity == "tanh" else T * N * H // 8
+    slopes = rounded(T * N * H) if nonlinearity == "tanh" else T * N * H // 8
 
     def run() -> Tensor:
         with answered(FEW):
