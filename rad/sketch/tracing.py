@@ -22,6 +22,7 @@ from rad.sketch.base import Compressed, Layout, Sketch
 __all__ = [
     "columns",
     "compress",
+    "eager",
     "expand",
     "grad_weight",
     "masked",
@@ -40,6 +41,11 @@ def traced(x: Tensor) -> bool:
     if type(x) is not Tensor and isinstance(x, (FakeTensor, FunctionalTensor)):
         return True
     return (_modes() and get_proxy_mode() is not None) or transformed()
+
+
+def eager() -> bool:
+    """Whether nothing is traced and nothing transformed: no mode and no transform is at work."""
+    return not _modes() and not transformed()
 
 
 def _modes() -> bool:
