@@ -6,6 +6,7 @@ PyTorch takes ten of each. Without numba, on other devices and in half precision
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +52,10 @@ _DTYPES = (torch.float32, torch.float64, torch.int64)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A loop over numpy arrays, compiled and cached where numba is there; it releases the interpreter's lock."""
+    if fn is None:
+        return functools.partial(compiled, **options)
     if numba is None:
         return fn
     options = {"nogil": True, "error_model": "numpy", **options}  # which divides by zero as PyTorch does

@@ -68,7 +68,9 @@ def _stretch(bits: int) -> float:
     return (1 + 2.0**-7) / (2**bits - 1)
 
 
-def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[Tensor, Tensor]:
+def round_to_levels(
+    x: Tensor, size: int, width: int, stream: Stream, norm: tuple[Tensor | None, Tensor, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """``⌊v + u⌋`` for elements at ``v`` steps above the lowest of their group.
 
     Args:
@@ -77,6 +79,8 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
         width: Bits of a level.
         stream: Draws the dither: a number in [0, 1) for each group, then one for each place in a group; ``u`` is their
             sum modulo 1.
+        norm: Only where there are loops: means or ``None``, scales, lengths of runs, as in ``rad.sketch.normalized``;
+            what is rounded is then ``(x − mean) · scale``.
 
     Returns:
         Packed levels ``[width, ceil(count / 8)]``, and bfloat16 ``[2, groups]``: lowest values and steps, NaN for a
@@ -84,7 +88,7 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
     """
     groups = -(-len(x) // size)
     if gpu.groups_of(x, size):
-        return gpu.round_to_levels(x, size, width, stream.advance(groups + size))
+        return gpu.round_to_levels(x, size, width, stream.advance(groups + size), norm)
     x = x.to(compute_dtype(x.dtype))
     dither = stream.uniform((groups + size,), x.dtype)
     if kernels.usable(x):
@@ -92,7 +96,7 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
         real = dither.numpy().dtype.type
         arrays = (x.numpy(), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
-        shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY))
+        shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY), *_of_runs(norm, arrays[1]))
         return packed, ranges
     rows = grouped(x, size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
@@ -100,6 +104,13 @@ def round_to_levels(x: Tensor, size: int, width: int, stream: Stream) -> tuple[T
     steps = (rows - low.to(u.dtype)[:, None]).mul_(step.to(u.dtype).reciprocal()[:, None]).add_(u)
     levels = steps.nan_to_num_(0, 0, 0).view(-1)[: len(x)].to(torch.int32)
     return pack(levels, width), torch.stack([low, step])
+
+
+def _of_runs(norm: tuple[Tensor | None, Tensor, int] | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """``norm`` for loops: nothing for what is missing."""
+    mean, scale, run = (None, None, 1) if norm is None else norm
+    flat = (like[:0] if t is None else t.detach().reshape(-1).numpy() for t in (mean, scale))
+    return *flat, run  # pyright: ignore[reportReturnType]
 
 
 def rebuild(
@@ -209,7 +220,25 @@ def _from_levels(lower, upper, width, low, step, shift, by_place, half, one, zer
 
 
 @compiled
-def _round(x, dither, packed, ranges, flip, size, stretch, tiny, first, last):
+def _normalize(x, start, mean, scale, run, out):
+    """``(x − mean) · scale`` from element ``start`` on, with statistics that change after every ``run`` elements."""
+    i, at = 0, (start // run) % scale.size
+    end = min(out.size, run - start % run)
+    while i < out.size:
+        factor = scale[at]
+        if mean.size:
+            shift = mean[at]
+            for j in range(i, end):
+                out[j] = (x[start + j] - shift) * factor
+        else:
+            for j in range(i, end):
+                out[j] = x[start + j] * factor
+        i, end = end, min(out.size, end + run)
+        at = at + 1 if at + 1 < scale.size else 0
+
+
+@compiled
+def _round(x, dither, packed, ranges, flip, size, stretch, tiny, mean, scale, run, first, last):
     """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
     groups, width = ranges.shape[1], packed.shape[0]
     by_place = dither[groups:]
@@ -218,9 +247,13 @@ def _round(x, dither, packed, ranges, flip, size, stretch, tiny, first, last):
     found, stored = np.empty((2, together), dither.dtype), np.empty((2, together), np.float32)
     found_keys, stored_bits = found.view(flip.dtype), stored.view(np.uint32)
     lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
+    values = np.empty(together * size if scale.size else 0, dither.dtype)
     # A group's range takes some dozen steps that wait for each other: those of several groups overlap.
     for block in range(first, last, together):
         own, held = x[block * size : min(block + together, last) * size], min(together, last - block)
+        if scale.size:
+            _normalize(x, block * size, mean, scale, run, values[: own.size])
+            own = values[: own.size]
         for g in range(held):
             keys = own[g * size : (g + 1) * size].view(flip.dtype)
             found_keys[0, g], found_keys[1, g] = _extremes(keys, flip[0], flip[1])
