@@ -55,6 +55,12 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if not values.is_floating_point() and gpu.usable(values):
         return gpu.pack(values, bits)
     values = values.reshape(1, -1)
+    if 1 < bits <= 8 and values.dtype == torch.uint8 and kernels.enabled and kernels.seen_by_numpy(values):
+        words = torch.zeros(packed_bytes(values.numel(), 8), dtype=torch.uint8)
+        words[: values.numel()] = values[0]
+        packed = torch.empty(bits, len(words) // 8, dtype=torch.uint8)
+        kernels.bytes_to_bits(words.numpy().view(np.uint64), packed.numpy())
+        return packed
     if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
         flags = array if bits == 1 else array & _weights(bits, array.dtype)
@@ -77,6 +83,10 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     _check(bits)
     if gpu.usable(packed):
         return gpu.unpack(packed, bits, count)
+    if 1 < bits <= 8 and kernels.enabled and kernels.seen_by_numpy(packed):
+        values = torch.empty(8 * packed.shape[1], dtype=torch.uint8)
+        kernels.bits_to_bytes(packed.numpy(), values.numpy().view(np.uint64))
+        return values[:count]
     planes = unpack_planes(packed, count)
     values = planes[0].to(torch.uint8 if bits <= 8 else torch.int32, copy=bits > 1)
     for j in range(1, bits):
