@@ -49,12 +49,13 @@ __all__ = [
 
 def differentiable(*args: Any) -> bool:
     """Whether a real gradient is to come for any of these arguments, or those inside lists among them."""
-    if not torch.is_grad_enabled():
-        return False
-    tensors = list(_tensors(args))
-    return any([t.requires_grad for t in tensors]) and not any(
-        [t.dtype.is_complex or t.layout is not torch.strided for t in tensors]
-    )
+    wanted = False
+    if torch.is_grad_enabled():
+        for tensor in _tensors(args):
+            if tensor.dtype.is_complex or tensor.layout is not torch.strided:
+                return False
+            wanted = wanted or tensor.requires_grad
+    return wanted
 
 
 def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Tensor:
@@ -85,8 +86,8 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(call: Call, *args: Any, **options: Any) -> Any:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        job = _Job(function, call, args, options, tensors)
+        job = _Job(function, call, args, options)
+        tensors = [args[i] for i in job.places]
         if tracing.eager():
             return _apply_at_once(job, *tensors)
         out = (_Differentiable if call.differentiable else _Apply).apply(job, *tensors)
@@ -98,40 +99,51 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 class _Job:
     """One run of an operation, from its call to its backward pass."""
 
-    def __init__(self, function: Any, call: Call, args: Any, options: Any, tensors: list[Tensor]) -> None:
+    def __init__(self, function: Any, call: Call, args: Sequence[Any], options: Any) -> None:
         self.function, self.call, self.options = function, call, options
-        self.places = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
-        self.args = [None if isinstance(arg, Tensor) else arg for arg in args]
-        self.wanted = [t.requires_grad for t in tensors]
-        self.leaves = [
-            id(t) in call.held or (t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter))) for t in tensors
-        ]
         self.differentiable = call.differentiable
+        self.args: list[Any] = []  # but for tensors
+        self.places: list[int] = []  # of tensors
+        self.wanted: list[bool] = []
+        self.leaves: list[bool] = []
+        for i, arg in enumerate(args):
+            if not isinstance(arg, Tensor):
+                self.args.append(arg)
+                continue
+            self.args.append(None)
+            self.places.append(i)
+            self.wanted.append(wanted := arg.requires_grad)
+            self.leaves.append(id(arg) in call.held or (arg.is_leaf and (wanted or isinstance(arg, nn.Parameter))))
         self.outputs = 0
         self.backward: Any = None
         self.items: Any = None
         self.saved: list[int] = []
-        self.dirty: list[int] = []
+        self.dirty: list[Tensor] = []
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """The outputs, and what is kept besides tensors given."""
+        args, self.args = self.args, []  # nothing that holds on to anything
         for place, tensor in zip(self.places, tensors, strict=True):
-            self.args[place] = tensor
+            args[place] = tensor
         keep = Keep(self.call, tensors, self.wanted, self.leaves)
-        out, self.backward = self.function(keep, *self.args, **self.options)
+        out, self.backward = self.function(keep, *args, **self.options)
+        self.call, self.options = None, {}  # pyright: ignore
         outs = out if isinstance(out, tuple) else (out,)
-        self.outputs, self.items = len(outs), keep.items
-        self.saved = sorted({place for _, places in keep.items for place in places})
-        self.dirty = [next(i for i, t in enumerate(tensors) if t is d) for d in keep.dirty]
-        self.call, self.args, self.options = None, [], {}  # nothing that holds on to anything  # pyright: ignore
+        self.outputs, self.items, self.saved = len(outs), keep.items, keep.saved
+        self.dirty = keep.dirty
         # An output that is kept is an alias of it, for what is kept is not differentiable.
-        return outs, [t.detach() if any(t is o for o in outs) else t for t in keep.fresh]
+        for i, tensor in enumerate(keep.fresh):
+            for one in outs:
+                if tensor is one:
+                    keep.fresh[i] = tensor.detach()
+        return outs, keep.fresh
 
     def save(self, ctx: Any, tensors: Sequence[Tensor], fresh: Sequence[Tensor]) -> None:
         """Gives all that is kept to autograd."""
         ctx.job = self
         if self.dirty:
-            ctx.mark_dirty(*(tensors[i] for i in self.dirty))
+            ctx.mark_dirty(*[next(t for t in tensors if t is d) for d in self.dirty])
+            self.dirty = []
         ctx.set_materialize_grads(False)  # there would be zeros of the size of all that is kept
         ctx.save_for_backward(*[tensors[i] if i >= 0 else fresh[-1 - i] for i in self.saved])
 
@@ -171,10 +183,13 @@ class _Differentiable(_Apply):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
         grads = grads[: job.outputs]
-        if all(grad is None for grad in grads):
+        if grads[0] is None and all(grad is None for grad in grads):
             return None, *(None for _ in job.places)
         kept = Kept(job.items, dict(zip(job.saved, ctx.saved_tensors, strict=True)))
-        with _no_autocast(grads):
+        if torch._C._is_any_autocast_enabled():
+            with _no_autocast(grads):
+                found = job.backward(kept, *grads)
+        else:
             found = job.backward(kept, *grads)
         found = found if isinstance(found, tuple) else (found,)
         wanted = zip(job.places, job.wanted, strict=True)
@@ -248,11 +263,6 @@ def derivatives(
     return out.detach(), [next(found) if want else None for want in wanted]
 
 
-_NOTHING = nullcontext()
-
-
 def _no_autocast(tensors: Sequence[Tensor | None]) -> Any:
-    if not torch._C._is_any_autocast_enabled():
-        return _NOTHING
     kind = next((t.device.type for t in tensors if t is not None), "cpu")
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

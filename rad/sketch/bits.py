@@ -116,8 +116,9 @@ def pack_positive(x: Tensor) -> Tensor:
     if gpu.real(x):
         return gpu.bits_where_positive(x)
     if kernels.usable(x):
-        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8)
-        shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
+        size = packed_bytes(x.numel(), 1)
+        packed = torch.empty(1, size, dtype=torch.uint8)
+        shared(kernels.pack_positive, size, 8, x.detach().numpy().reshape(-1), packed.numpy()[0])
         return packed
     return pack(~(x <= 0), bits=1)
 
@@ -128,11 +129,11 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
     if gpu.real(x) and not recorded:
         return gpu.masked(x, packed)
     if kernels.usable(x, torch.bfloat16, torch.float16) and not recorded:
-        out = torch.empty(x.shape, dtype=x.dtype)
         words = _WORDS[x.element_size()]
-        source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))
-        shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
-        return out
+        out = torch.empty(x.shape, dtype=words)
+        source, bits = x.detach().view(words).numpy().reshape(-1), packed.numpy().reshape(-1)
+        shared(kernels.masked, len(bits), 8, source, bits, out.numpy().reshape(-1))
+        return out.view(x.dtype)
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 
 

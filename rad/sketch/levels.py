@@ -90,14 +90,15 @@ def round_to_levels(
     if gpu.groups_of(x, size):
         return gpu.round_to_levels(x, size, width, stream.advance(groups + size), norm)
     x = x.to(compute_dtype(x.dtype))
-    dither = stream.uniform((groups + size,), x.dtype)
     if kernels.usable(x):
         packed = x.new_empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
-        real = dither.numpy().dtype.type
-        arrays = (x.numpy(), dither.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
-        shared(_round, groups, size, *arrays, size, real(_stretch(width)), real(_TINY), *_of_runs(norm, arrays[1]))
+        start, like = stream.advance(groups + size), _NOTHING[x.dtype]
+        real = like.dtype.type
+        arrays = (x.numpy(), packed.numpy(), _array(ranges), _KEYS[real])
+        shared(_round, groups, size, *arrays, start, size, real(_stretch(width)), real(_TINY), *_of_runs(norm, like))
         return packed, ranges
+    dither = stream.uniform((groups + size,), x.dtype)
     rows = grouped(x, size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
     u = (dither[:groups, None] + dither[groups:]).frac_()
@@ -127,11 +128,13 @@ def rebuild(
         return rebuild(packed, ranges, size, stream, out).mul_(times)
     if out.dtype == torch.float16:
         return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
-    dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
+    real = compute_dtype(out.dtype)
     if kernels.usable(out, torch.bfloat16):
-        arrays = (packed.numpy(), _array(ranges), dither.numpy(), _array(out))
-        shared(_rebuild, groups, size, *arrays, size, dither.numpy().dtype.type(_TINY))
+        start, like = stream.advance(groups + size), _NOTHING[real]
+        arrays = (packed.numpy(), _array(ranges), _array(out), like)
+        shared(_rebuild, groups, size, *arrays, start, size, like.dtype.type(_TINY))
         return out
+    dither = stream.uniform((groups + size,), real)
     low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
     rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)
     rows.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())
@@ -151,6 +154,7 @@ def _array(x: Tensor) -> np.ndarray:
 
 # Bits of a floating-point number as an integer of the same order: these are flipped where the sign is set.
 _KEYS = {np.float32: np.array([2**31 - 1, 31], np.int32), np.float64: np.array([2**63 - 1, 63], np.int64)}
+_NOTHING = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 _16 = np.uint32(16)
 
 
@@ -238,16 +242,17 @@ def _normalize(x, start, mean, scale, run, out):
 
 
 @compiled
-def _round(x, dither, packed, ranges, flip, size, stretch, tiny, mean, scale, run, first, last):
+def _round(x, packed, ranges, flip, start, size, stretch, tiny, mean, scale, run, first, last):
     """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place = dither[groups:]
-    zero, one = dither.dtype.type(0), dither.dtype.type(1)
+    by_group, by_place = np.empty(1, x.dtype), np.empty(size, x.dtype)
+    kernels.uniform(start + groups, by_place)
+    zero, one = x.dtype.type(0), x.dtype.type(1)
     together = _together(size)
-    found, stored = np.empty((2, together), dither.dtype), np.empty((2, together), np.float32)
+    found, stored = np.empty((2, together), x.dtype), np.empty((2, together), np.float32)
     found_keys, stored_bits = found.view(flip.dtype), stored.view(np.uint32)
     lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
-    values = np.empty(together * size if scale.size else 0, dither.dtype)
+    values = np.empty(together * size if scale.size else 0, x.dtype)
     # A group's range takes some dozen steps that wait for each other: those of several groups overlap.
     for block in range(first, last, together):
         own, held = x[block * size : min(block + together, last) * size], min(together, last - block)
@@ -260,10 +265,10 @@ def _round(x, dither, packed, ranges, flip, size, stretch, tiny, mean, scale, ru
         for g in range(held):
             stored[0, g] = found[0, g]
             stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
-            if dither.dtype.type(stored[0, g]) > found[0, g]:
+            if x.dtype.type(stored[0, g]) > found[0, g]:
                 stored[0, g] -= abs(stored[0, g]) * np.float32(2.0**-7)
                 stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
-            stored[1, g] = max((found[1, g] - dither.dtype.type(stored[0, g])) * stretch, tiny)
+            stored[1, g] = max((found[1, g] - x.dtype.type(stored[0, g])) * stretch, tiny)
             stored_bits[1, g] = np.uint32(_bfloat16(stored_bits[1, g])) << _16
             if not (np.isfinite(found[0, g]) and np.isfinite(found[1, g])):
                 stored[0, g] = stored[1, g] = np.nan
@@ -277,29 +282,31 @@ def _round(x, dither, packed, ranges, flip, size, stretch, tiny, mean, scale, ru
                 low_bytes[:] = 0
                 high_bytes[:] = 0
                 continue
-            low, inverse = dither.dtype.type(stored[0, g]), one / dither.dtype.type(stored[1, g])
-            _to_levels(part, low, inverse, dither[block + g], by_place, zero, one, low_bytes, high_bytes, width)
-        start, count = block * size // 8, (own.size + 7) // 8
-        planes = packed[:, start : start + count]
+            low, inverse = x.dtype.type(stored[0, g]), one / x.dtype.type(stored[1, g])
+            kernels.uniform(start + block + g, by_group)
+            _to_levels(part, low, inverse, by_group[0], by_place, zero, one, low_bytes, high_bytes, width)
+        byte, count = block * size // 8, (own.size + 7) // 8
+        planes = packed[:, byte : byte + count]
         kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8])
         if width > 8:
             kernels.bytes_to_bits(upper[: 8 * count].view(np.uint64), planes[8:])
 
 
 @compiled
-def _rebuild(packed, ranges, dither, out, size, tiny, first, last):
+def _rebuild(packed, ranges, out, like, start, size, tiny, first, last):
     """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, values = dither[groups:], np.empty(size, dither.dtype)
-    half, one, zero = dither.dtype.type(0.5), dither.dtype.type(1), dither.dtype.type(0)
+    by_group, by_place, values = np.empty(1, like.dtype), np.empty(size, like.dtype), np.empty(size, like.dtype)
+    kernels.uniform(start + groups, by_place)
+    half, one, zero = like.dtype.type(0.5), like.dtype.type(1), like.dtype.type(0)
     stored = np.empty(2, np.float32)
     stored_bits = stored.view(np.uint32)
     together = _together(size)
     lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
     for block in range(first, last, together):
         behind = min(min(block + together, last) * size, out.size) - block * size
-        start, count = block * size // 8, (behind + 7) // 8
-        planes = packed[:, start : start + count]
+        byte, count = block * size // 8, (behind + 7) // 8
+        planes = packed[:, byte : byte + count]
         kernels.bits_to_bytes(planes[:8], lower[: 8 * count].view(np.uint64))
         if width > 8:
             kernels.bits_to_bytes(planes[8:], upper[: 8 * count].view(np.uint64))
@@ -308,10 +315,11 @@ def _rebuild(packed, ranges, dither, out, size, tiny, first, last):
             at = (g - block) * size
             low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
             stored_bits[0], stored_bits[1] = np.uint32(ranges[0, g]) << _16, np.uint32(ranges[1, g]) << _16
-            low, step = dither.dtype.type(stored[0]), dither.dtype.type(stored[1])
+            low, step = like.dtype.type(stored[0]), like.dtype.type(stored[1])
             if step == tiny:
                 step = zero
-            shift = half - dither[g]
+            kernels.uniform(start + g, by_group)
+            shift = half - by_group[0]
             numbers = (low_bytes, high_bytes, width, low, step, shift, by_place, half, one, zero)
             if out.itemsize == 2:
                 _from_levels(*numbers, values[: part.size])

@@ -20,7 +20,7 @@ from rad.sketch.random import Stream
 from rad.sketch.rounding import Rounding
 from rad.sketch.threads import shared
 
-__all__ = ["backward", "compress"]
+__all__ = ["backward", "compress", "softmax_backward"]
 
 _LONGEST = 8192  # elements of a row that one program holds
 
@@ -92,6 +92,23 @@ def backward(
     else:
         return None
     return grad_x, sums[0], sums[1]
+
+
+def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor | None, size: int) -> Tensor | None:
+    """``p ∘ (grad − Σ p grad) + noise ∘ grad`` over the last dimension, in the memory of ``p``.
+
+    Args:
+        p: Estimates of values of softmax, ours to overwrite.
+        grad: Of these values.
+        steps: Of groups of so many elements of ``p``, where these are estimates.
+        size: That number.
+    """
+    if tracing.traced(grad) or torch.is_grad_enabled() or not (kernels.usable(grad) and p.dtype == grad.dtype):
+        return None
+    noise = grad.new_empty(0) if steps is None else read_step(steps).to(grad.dtype).square_().div_(12)
+    rows = [t.detach().view(-1, p.shape[-1]).numpy() for t in (p, grad.contiguous())]
+    shared(_softmax_backward, len(rows[0]), p.shape[-1], *rows, noise.numpy(), size, step=1)
+    return p
 
 
 # Elements, and at least so many rows, that have partial sums of their own: the same ones for any number of threads.
@@ -193,4 +210,23 @@ def _channels_backward(grad, h, noise, factors, means, size, first, last):
             end, more = min(space, (group + 1) * size - start), noise[group]
             for j in range(i, end):
                 x[j] = (g[j] * more - shift - x[j] * slope) * factor
+            i = end
+
+
+@compiled(fastmath=_REORDERED)
+def _softmax_backward(p, grad, noise, size, first, last):
+    """Some rows."""
+    d = p.shape[1]
+    for row in range(first, last):
+        x, g = p[row], grad[row]
+        total = grad.dtype.type(0)
+        for i in range(d):
+            total += x[i] * g[i]
+        start, i = row * d, 0
+        while i < d:
+            group = (start + i) // size
+            end = min(d, (group + 1) * size - start) if noise.size else d
+            more = noise[group] if noise.size else grad.dtype.type(0)
+            for j in range(i, end):
+                x[j] = x[j] * (g[j] - total) + more * g[j]
             i = end

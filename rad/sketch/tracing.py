@@ -50,7 +50,11 @@ def eager() -> bool:
 
 def _modes() -> bool:
     """Whether any mode below the dispatcher is entered, of which ``get_proxy_mode`` takes ten times as long to ask."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+    # Of the stack before dispatch only its key says so in one call.
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+
+
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def transformed() -> bool:
