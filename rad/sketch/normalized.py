@@ -72,9 +72,9 @@ def backward(
         view: ``[rows, d]`` where rows are normalized, ``[n, channels, space]`` where channels are.
         centered: Whether there are means.
     """
-    if not isinstance(sketch, Rounding) or compressed.exact or tracing.traced(grad):
+    if not isinstance(sketch, Rounding) or compressed.exact or scale.dtype != compute_dtype(grad.dtype):
         return None
-    if scale.dtype != compute_dtype(grad.dtype):
+    if tracing.traced(grad) or torch.is_grad_enabled():  # to be differentiated, which loops know nothing of
         return None
     size, grad = sketch.size(grad.numel()), grad.reshape(view).contiguous()
     packed, ranges = compressed.kept
@@ -88,24 +88,24 @@ def backward(
         scale = scale.reshape(-1)
         gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.to(grad.dtype).reshape(-1)
         run = _rows_on_cpu if len(view) == 2 else _channels_on_cpu
-        grad_x, sums = run(grad, out.view(view), read_step(ranges[1]), size, scale, gain, centered)
+        grad_x, sums = run(grad, out.view(view), _noise(ranges[1], grad.dtype), size, scale, gain, centered)
     else:
         return None
     return grad_x, sums[0], sums[1]
 
 
-def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor | None, size: int) -> Tensor | None:
+def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor, size: int) -> Tensor | None:
     """``p ∘ (grad − Σ p grad) + noise ∘ grad`` over the last dimension, in the memory of ``p``.
 
     Args:
-        p: Estimates of values of softmax, ours to overwrite.
+        p: Estimates of the values of a softmax, to be overwritten.
         grad: Of these values.
-        steps: Of groups of so many elements of ``p``, where these are estimates.
+        steps: Of groups of so many elements.
         size: That number.
     """
     if tracing.traced(grad) or torch.is_grad_enabled() or not (kernels.usable(grad) and p.dtype == grad.dtype):
         return None
-    noise = grad.new_empty(0) if steps is None else read_step(steps).to(grad.dtype).square_().div_(12)
+    noise = _noise(steps, grad.dtype)
     rows = [t.detach().view(-1, p.shape[-1]).numpy() for t in (p, grad.contiguous())]
     shared(_softmax_backward, len(rows[0]), p.shape[-1], *rows, noise.numpy(), size, step=1)
     return p
@@ -116,19 +116,19 @@ _CHUNK, _ROWS = 2**15, 16
 
 
 def _rows_on_cpu(
-    grad: Tensor, h: Tensor, steps: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
+    grad: Tensor, h: Tensor, noise: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the input, in the memory of the estimates ``h``, and sums over rows ``[2, d]``."""
     rows, d = grad.shape
     chunk = max(_CHUNK // d, _ROWS)
     sums = torch.zeros(-(-rows // chunk), 2, d, dtype=grad.dtype)
-    arrays = [t.detach().numpy() for t in (grad, h, _noise(steps, grad.dtype, d), scale, gain, sums)]
+    arrays = [t.detach().numpy() for t in (grad, h, noise / d + 1, scale, gain, sums)]
     shared(_rows_backward, len(sums), chunk * d, *arrays, size, chunk, centered, step=1)
     return h, sums.sum(0)
 
 
 def _channels_on_cpu(
-    grad: Tensor, h: Tensor, steps: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
+    grad: Tensor, h: Tensor, noise: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients ``[n, channels, space]`` in the memory of the estimates ``h``, and sums ``[2, channels]``."""
     n, channels, space = grad.shape
@@ -140,14 +140,14 @@ def _channels_on_cpu(
     means = total / (n * space)
     if not centered:
         means[1] = 0
-    arrays = [t.detach().numpy() for t in (grad, h, _noise(steps, grad.dtype, n * space), scale * gain, means)]
+    arrays = [t.detach().numpy() for t in (grad, h, noise / (n * space) + 1, scale * gain, means)]
     shared(_channels_backward, n * channels, space, *arrays, size, step=1)
     return h, total
 
 
-def _noise(steps: Tensor, dtype: torch.dtype, n: int) -> Tensor:
-    """One more than the variance of estimates ÷ ``n``, by groups."""
-    return steps.to(dtype).square_().div_(12 * n).add_(1)
+def _noise(steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """The variance of estimates, by groups."""
+    return read_step(steps).to(dtype).square_().div_(12)
 
 
 _REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors
@@ -225,8 +225,7 @@ def _softmax_backward(p, grad, noise, size, first, last):
         start, i = row * d, 0
         while i < d:
             group = (start + i) // size
-            end = min(d, (group + 1) * size - start) if noise.size else d
-            more = noise[group] if noise.size else grad.dtype.type(0)
+            end, more = min(d, (group + 1) * size - start), noise[group]
             for j in range(i, end):
                 x[j] = x[j] * (g[j] - total) + more * g[j]
             i = end
