@@ -259,7 +259,7 @@ def derivatives(
     with _graph_apart():
         out = function(*at)
     leaves = [t for t, want in zip(at, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(out, leaves, torch.ones_like(out)))
+    found = iter(torch.autograd.grad(out, leaves, out.new_ones(()).expand_as(out)))
     return out.detach(), [next(found) if want else None for want in wanted]
 
 

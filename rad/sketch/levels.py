@@ -6,6 +6,7 @@ each way. ``Rounding`` says what is computed.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -34,6 +35,7 @@ _TINY = torch.finfo(_RANGE_DTYPE).tiny  # the smallest step, for groups of equal
 RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
 
 
+@functools.cache
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
@@ -86,12 +88,13 @@ def round_to_levels(
         Packed levels ``[width, ceil(count / 8)]``, and bfloat16 ``[2, groups]``: lowest values and steps, NaN for a
         group with an element that is not finite.
     """
-    groups = -(-len(x) // size)
+    count = x.numel()
+    groups = -(-count // size)
     if gpu.groups_of(x, size):
         return gpu.round_to_levels(x, size, width, stream.advance(groups + size), norm)
     x = x.to(compute_dtype(x.dtype))
     if kernels.usable(x):
-        packed = x.new_empty(width, packed_bytes(len(x), 1), dtype=torch.uint8)
+        packed = x.new_empty(width, packed_bytes(count, 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
         start, like = stream.advance(groups + size), _NOTHING[x.dtype]
         real = like.dtype.type
@@ -103,15 +106,16 @@ def round_to_levels(
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
     u = (dither[:groups, None] + dither[groups:]).frac_()
     steps = (rows - low.to(u.dtype)[:, None]).mul_(step.to(u.dtype).reciprocal()[:, None]).add_(u)
-    levels = steps.nan_to_num_(0, 0, 0).view(-1)[: len(x)].to(torch.int32)
+    levels = steps.nan_to_num_(0, 0, 0).view(-1)[:count].to(torch.int32)
     return pack(levels, width), torch.stack([low, step])
 
 
 def _of_runs(norm: tuple[Tensor | None, Tensor, int] | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """``norm`` for loops: nothing for what is missing."""
-    mean, scale, run = (None, None, 1) if norm is None else norm
-    flat = (like[:0] if t is None else t.detach().reshape(-1).numpy() for t in (mean, scale))
-    return *flat, run  # pyright: ignore[reportReturnType]
+    if norm is None:
+        return like, like, 1
+    mean, scale, run = norm
+    return like if mean is None else mean.detach().reshape(-1).numpy(), scale.detach().reshape(-1).numpy(), run
 
 
 def rebuild(
