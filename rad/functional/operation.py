@@ -100,7 +100,8 @@ class _Job:
     """One run of an operation, from its call to its backward pass."""
 
     def __init__(self, function: Any, call: Call, args: Sequence[Any], options: Any) -> None:
-        self.function, self.call, self.options = function, call, options
+        self.function, self.options = function, options
+        self.call: Any = call
         self.differentiable = call.differentiable
         self.args: list[Any] = []  # but for tensors
         self.places: list[int] = []  # of tensors
@@ -127,7 +128,7 @@ class _Job:
             args[place] = tensor
         keep = Keep(self.call, tensors, self.wanted, self.leaves)
         out, self.backward = self.function(keep, *args, **self.options)
-        self.call, self.options = None, {}  # pyright: ignore
+        self.call, self.options = None, {}
         outs = out if isinstance(out, tuple) else (out,)
         self.outputs, self.items, self.saved = len(outs), keep.items, keep.saved
         self.dirty = keep.dirty
@@ -212,7 +213,7 @@ class _AtOnce(torch.autograd.Function):
 
 
 # ``Function.apply`` without its questions about transforms, which were answered.
-_apply_at_once = super(torch.autograd.Function, _AtOnce).apply
+_apply_at_once = super(torch.autograd.Function, _AtOnce).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Signature(inspect.Signature):

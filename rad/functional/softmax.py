@@ -57,14 +57,15 @@ def gradient(item: Summary | Tensor, p: Tensor, grad: Tensor, dim: int = -1) -> 
         grad: Of the probabilities.
         dim: Along which they add up to one.
     """
-    ours = isinstance(item, Summary) and not item.compressed.exact
-    if ours and dim in (-1, p.dim() - 1) and isinstance(item.sketch, Rounding):
-        ranges, size = item.compressed.kept[1], item.sketch.size(p.numel())
-        found = normalized.softmax_backward(p, grad, ranges[1], size)
-        if found is not None:
-            return found
+    noise = None
+    if isinstance(item, Summary) and not item.compressed.exact:
+        if isinstance(item.sketch, Rounding) and dim in (-1, p.dim() - 1):
+            steps, size = item.compressed.kept[1][1], item.sketch.size(p.numel())
+            found = normalized.softmax_backward(p, grad, steps, size)
+            if found is not None:
+                return found
+        noise = item.noise()
     grad_x = (grad - (p * grad).sum(dim, keepdim=True)).mul_(p)
-    noise = item.noise() if ours else None
     return grad_x if noise is None else grad_x.addcmul_(grad, noise)
 
 
