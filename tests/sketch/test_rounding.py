@@ -197,3 +197,15 @@ def test_threads_share_the_groups(threads):
         assert torch.equal(sketch.expand(found), estimate)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounded_alike_inside_of_autocast(dtype):
+    sketch, x, seed = rad.Rounding(bits=3), normal(7, 300), torch.tensor(5)
+    expected = sketch.compress(x, seed=seed)
+    with torch.autocast("cpu", dtype):
+        found = sketch.compress(x, seed=seed)
+        estimate = sketch.expand(found)
+    assert all(map(torch.equal, found.kept, expected.kept))
+    assert torch.equal(estimate, sketch.expand(expected))
