@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from experiments.errors import UserError
 from experiments.models import CNN, IRNN, MLP
 
-__all__ = ["CASES", "Case", "build"]
+__all__ = ["CASES", "Case", "FunctionalGPT", "build"]
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,21 @@ class FunctionalGPT(nn.Module):
         self.matrices = nn.ParameterList(torch.randn(s) * s[1] ** -0.5 for _ in range(layers) for s in shapes)
         self.gains = nn.ParameterList(torch.ones(width) for _ in range(2 * layers + 1))
 
+    def layer(self, x: Tensor, i: int) -> Tensor:
+        """The ``i``-th layer."""
+        b, t, width = x.shape
+        mix, out, up, down = self.matrices[4 * i : 4 * i + 4]
+        qkv = F.linear(F.layer_norm(x, (width,), self.gains[2 * i]), mix)
+        q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, width), out)
+        return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (width,), self.gains[2 * i + 1]), up)), down)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        b, t = tokens.shape
-        x = F.embedding(tokens, self.embedding) + self.places[:t]
-        width = x.shape[-1]
+        x = F.embedding(tokens, self.embedding) + self.places[: tokens.shape[1]]
         for i in range(len(self.matrices) // 4):
-            mix, out, up, down = self.matrices[4 * i : 4 * i + 4]
-            qkv = F.linear(F.layer_norm(x, (width,), self.gains[2 * i]), mix)
-            q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, width), out)
-            x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (width,), self.gains[2 * i + 1]), up)), down)
-        logits = F.linear(F.layer_norm(x, (width,), self.gains[-1]), self.embedding)
+            x = self.layer(x, i)
+        logits = F.linear(F.layer_norm(x, x.shape[-1:], self.gains[-1]), self.embedding)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 

@@ -2,13 +2,16 @@
 
 Methods take turns, a step each, so that a drift of the machine's speed meets all alike. A step is forward pass, loss,
 backward pass and optimizer on one fixed batch. Rivals of a summary that keep gradients exact: ``checkpoint`` computes
-every block again, ``accumulate`` splits the batch, ``offload`` moves what is kept to the CPU, ``compile:0.3``
-is PyTorch's compiler with such an activation memory budget. ``rounding+compile`` is the converted net, compiled.
+every block again, ``accumulate`` splits the batch, ``offload`` moves what is kept to the CPU, ``compile:0.3`` is
+PyTorch's compiler with such an activation memory budget. Of summaries there are ``rounding``, or ``rounding:2`` to so
+many bits; ``rounding+compile``, compiled; ``allocated``, with bits for each kept tensor in the bytes of ``rounding``;
+``same``, ``different`` and ``projection``, the paper's, with a tenth of what weight gradients need.
 
 Rows are written as they come, so that a run that is stopped leaves what it has found.
 
     python scripts/bench_nets.py --net gpt --methods exact,rounding,checkpoint,accumulate,compile:0.3
     python scripts/bench_nets.py --net resnet50 --batch 128 --size 224 --device cuda --dtype bf16 --out results/a.md
+    python scripts/bench_nets.py --net gpt,resnet18 --out results/tradeoff.md --figure results/tradeoff
     python scripts/bench_nets.py --net gpt2_small --device cuda --dtype amp --memory 8GB   # the largest inputs that fit
 """
 
@@ -24,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 # Random weights from configurations; nothing is looked for on a hub.
@@ -39,15 +43,27 @@ from torch.utils.checkpoint import checkpoint
 
 import rad
 from experiments.errors import UserError, first_line
-from experiments.nets import CASES, build
+from experiments.labels import Look, look
+from experiments.nets import CASES, FunctionalGPT, build
 from experiments.options import THREADS, listed, positive, present, size, whole
 from experiments.runs import provenance
+from experiments.show.figures import save
 from experiments.show.tables import markdown, prepare, publish
+from experiments.show.tradeoff import Point, tradeoff_figure
 from rad.budget.size import shown
 from rad.measure import peak_bytes, saved_bytes
 from rad.sketch.bits import MAX_BITS
 
 METHODS = "exact,rounding,checkpoint,accumulate,compile,compile:0.3"
+PAPERS = {
+    "same": rad.Sample(0.1, per="batch"),
+    "different": rad.Sample(0.1, per="element"),
+    "projection": rad.Project(0.1),
+}
+OTHERS = ("allocated", *PAPERS, "offload", "rounding+compile")
+# As what others know them.
+LOOKS = {"rounding": "rad_round", "allocated": "rad_auto", "same": "rad_same", "different": "rad_diff"}
+LOOKS |= {"projection": "rad_proj", "compile": "compile_budget"}
 DTYPES = {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16}
 # Blocks of the nets, one of which is computed again at a time.
 BLOCKS = (
@@ -58,12 +74,25 @@ BLOCKS = (
 
 def method(text: str) -> str:
     """The type of a method, see ``METHODS``."""
-    name, _, budget = text.partition(":")
-    if name not in (*METHODS.split(","), "offload", "rounding+compile") or (budget and positive(budget) > 1):
-        raise argparse.ArgumentTypeError(
-            f"there is no method {text!r}; choose from {METHODS}, offload, rounding+compile"
-        )
+    name, _, number = text.partition(":")
+    known = name in (*METHODS.split(","), *OTHERS)
+    if known and number:
+        known = name in ("rounding", "compile") and (whole(1, MAX_BITS)(number) if name == "rounding" else True)
+        known = known and (name == "rounding" or positive(number) <= 1)
+    if not known:
+        raise argparse.ArgumentTypeError(f"there is no method {text!r}; choose from {METHODS}, {', '.join(OTHERS)}")
     return text
+
+
+def look_of(method: str) -> Look:
+    """How it is called and drawn."""
+    name, _, number = method.partition(":")
+    its = look(LOOKS.get(name, name))
+    if name == "rounding":
+        return replace(its, label=f"rounding, {number} bits" if number else "rounding")
+    if name == "compile":
+        return replace(its, label=f"compiled, budget {number}" if number else "compiled")
+    return replace(its, label=its.label.removeprefix("RAD, "))
 
 
 class Bench:
@@ -78,15 +107,22 @@ class Bench:
 
     def __init__(self, method: str, model: nn.Module, inputs: tuple[Tensor, ...], args: argparse.Namespace) -> None:
         self.method, self.inputs, self.device = method, inputs, args.device
-        self.name, _, budget = method.partition(":")
+        self.name, _, number = method.partition(":")
         self.parts = args.parts if self.name == "accumulate" else 1
         self.amp = args.dtype == "amp"
+        rounding = rad.Rounding(bits=int(number) if self.name == "rounding" and number else args.bits)
         if self.name.startswith("rounding"):
-            rad.convert(model, rad.Rounding(bits=args.bits), generator=rad.nn.Seeds(0))
+            rad.convert(model, rounding, generator=rad.nn.Seeds(0))
+        elif self.name in PAPERS:
+            rad.convert(model, PAPERS[self.name], generator=rad.nn.Seeds(0))
+        elif self.name == "allocated":
+            self.run = rad.convert(model, rounding, generator=rad.nn.Seeds(0))
+            loss = functools.partial(self.loss, inputs)
+            rad.convert(model, rad.allocate(model, loss, saved_bytes(loss).total), generator=rad.nn.Seeds(0))
         elif self.name == "checkpoint":
             recompute_blocks(model)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        self.budget = float(budget) if budget else None
+        self.budget = float(number) if self.name == "compile" and number else None
         self.run = torch.compile(model) if "compile" in self.name else model
         self.seconds: list[float] = []
 
@@ -122,11 +158,12 @@ class Bench:
 
 def recompute_blocks(model: nn.Module) -> None:
     """Lets every block keep only its input."""
-    blocks = [m for m in model.modules() if type(m).__name__ in BLOCKS]
+    blocks = [(m, "forward") for m in model.modules() if type(m).__name__ in BLOCKS]
+    blocks += [(m, "layer") for m in model.modules() if isinstance(m, FunctionalGPT)]
     if not blocks:
         raise UserError(f"no block of {type(model).__name__} is known to be computed again; leave checkpoint out")
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    for module, name in blocks:
+        setattr(module, name, functools.partial(checkpoint, getattr(module, name), use_reentrant=False))
 
 
 def synchronize(device: torch.device) -> None:
@@ -175,7 +212,7 @@ def table(benches: list[Bench], found: dict[str, tuple[int, int]]) -> str:
     return markdown(rows, right=True)
 
 
-def compare(args: argparse.Namespace, report: Callable[[str], None]) -> None:
+def compare(args: argparse.Namespace, report: Callable[[str], None]) -> list[Point]:
     """All methods side by side."""
     methods = ["exact", *(m for m in args.methods if m != "exact")]
     model, inputs, describe = make(args, args.batch, args.size)
@@ -202,6 +239,19 @@ def compare(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             bench.seconds.append(bench.timed())
         if i % 10 == 9 or i == args.rounds - 1:
             report("\n\n".join([describe, table(benches, found), *notes]))
+    return points(benches, found)
+
+
+def points(benches: list[Bench], found: dict[str, tuple[int, int]]) -> list[Point]:
+    """What the figure shows."""
+    exact, shown = benches[0], []
+    for bench in benches:
+        ratios = [a / b for a, b in zip(bench.seconds, exact.seconds, strict=True)]
+        if len(ratios) > 1:
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            memory = found[bench.method][1] / max(found[exact.method][1], 1)
+            shown.append(Point(look_of(bench.method), memory, (low, middle, high)))
+    return shown
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
@@ -242,9 +292,8 @@ def capacities(args: argparse.Namespace, report: Callable[[str], None]) -> None:
 def main() -> None:
     """Parses the command line, measures, and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--net", choices=CASES, metavar="NET", default="gpt", help=f"one of {', '.join(CASES)} (default %(default)s)"
-    )
+    nets = f"one or several of {', '.join(CASES)} (default %(default)s)"
+    parser.add_argument("--net", type=listed(CASES, "net"), metavar="NET", default="gpt", help=nets)
     parser.add_argument("--batch", type=whole(1), help="examples (default: the net's usual number)")
     parser.add_argument("--size", type=whole(1), help="side of images or length of sequences (default: the usual one)")
     parser.add_argument("--device", type=present, default="cpu", help="cpu or cuda (default %(default)s)")
@@ -252,7 +301,7 @@ def main() -> None:
         "--dtype", default="fp32", choices=DTYPES, help="fp32, amp (autocast to bf16), bf16 (all of it)"
     )
     parser.add_argument(
-        "--methods", type=listed(method), default=METHODS, help="default %(default)s; also offload, rounding+compile"
+        "--methods", type=listed(method), default=METHODS, help=f"default %(default)s; also {', '.join(OTHERS)}"
     )
     parser.add_argument("--bits", type=whole(1, MAX_BITS), default=3, help="of rounding (default %(default)s)")
     parser.add_argument(
@@ -266,15 +315,31 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=THREADS, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--out", type=Path, help="Markdown file to write the table to as well")
+    parser.add_argument("--figure", type=Path, help="draw time against memory, as this name with .png and .pdf")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     where = provenance.describe(provenance.session(args.device))
-    head = f"{args.net}, {args.dtype}, rad.Rounding(bits={args.bits}), {args.parts} parts accumulated; {where}"
+    head = f"{args.dtype}, rad.Rounding(bits={args.bits}), {args.parts} parts accumulated; {where}"
+    done: list[str] = []
+    panels: list[tuple[str, list[Point]]] = []
     try:
         prepare(args.out)
-        report = lambda text: publish(f"{head}; {text}\n", args.out)  # noqa: E731
-        (capacities if args.memory else compare)(args, report)
+        for net in args.net:
+            args.net = net
+            texts = [*done, ""]
+
+            def report(text: str, net: str = net, texts: list[str] = texts) -> None:
+                texts[-1] = f"{net}, {text}"
+                publish("\n\n".join([head, *texts]) + "\n", args.out)
+
+            if args.memory:
+                capacities(args, report)
+            else:
+                panels.append((net, compare(args, report)))
+            done = texts
+        if args.figure and any(points for _, points in panels):
+            print(*save(tradeoff_figure(panels), args.figure), sep="\n")
     except (UserError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from rad.functional.autocast import autocast
 from rad.functional.fused import fused, fused_attention
-from rad.functional.operation import Call, Handle, Keep, Kept, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
+from rad.functional.softmax import gradient
+from rad.sketch import tracing
 
 __all__ = ["attention"]
 
@@ -79,7 +81,7 @@ def _attention(
     single: bool,
 ) -> tuple[Tensor, object]:
     with torch.autocast(q.device.type, enabled=False):  # the operands are what it makes of them, and so is what follows
-        out, dropped = _stock(q, k, v, mask, drop, causal, given, gqa, single, keep.wants(mask))
+        out, dropped, whole = _stock(q, k, v, mask, drop, causal, given, gqa, single, keep.wants(mask))
     scale = q.shape[-1] ** -0.5 if given is None else given
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
@@ -95,9 +97,15 @@ def _attention(
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
-        rows = None if again else _probabilities(q, k, mask, scale, causal, groups, block)
-        p_.append(None if rows is None else keep.factor(rows, role="probabilities"))
-        dropped_.append(None if dropped is None else keep.bits(block.of(dropped) != 0))
+        if again:
+            p_.append(None)
+        elif whole is None:
+            rows = _probabilities(q, k, mask, scale, causal, groups, block)
+            p_.append(keep.factor(rows, role="probabilities"))
+        else:
+            p_.append(keep.factor(block.of(whole), role="probabilities"))
+        passed = None if dropped is None else block.of(dropped)
+        dropped_.append(None if passed is None else keep.packed(tracing.pack_positive(passed), passed.shape))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = kept.dense(q_), kept.dense(k_), kept.dense(v_), kept[mask_]
@@ -107,23 +115,20 @@ def _attention(
         )
         grad_mask = None if added is None else grad.new_zeros(added[0], dtype=added[1])
         for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
-            if handle is None:
-                p, noise = _probabilities(q, k, mask, scale, causal, groups, block), None
-            else:
-                p, noise = kept.with_noise(handle)
-            passed = None if bits is None else kept[bits].to(p.dtype).div_(1 - drop)
+            item = _probabilities(q, k, mask, scale, causal, groups, block) if handle is None else kept[handle]
+            p = item.dense() if isinstance(item, Summary) else item
             g = grad[block.examples, :, block.rows]
+            if bits is not None:
+                g = g / (1 - drop)
             if grad_v is not None:
-                used = p if passed is None else p * passed
+                used = p if bits is None else tracing.masked(p, kept.packed(bits))
                 grad_v[block.examples, :, block.keys] += _summed(used.mT @ g, groups)
             if not factors:
                 continue
             slope = g @ _repeated(v[block.examples, :, block.keys], groups).mT
-            if passed is not None:
-                slope = slope * passed
-            inner = (slope - (p * slope).sum(-1, keepdim=True)).mul_(p)
-            if noise is not None:
-                inner = inner.addcmul_(noise, slope)
+            if bits is not None:
+                slope = tracing.masked(slope, kept.packed(bits))
+            inner = gradient(item, p, slope)
             if grad_mask is not None:
                 part = _masked_part(grad_mask, block)
                 part += inner.sum_to_size(part.shape)
@@ -177,22 +182,24 @@ def _stock(
     gqa: bool,
     single: bool,
     learned: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The output, and with dropout what is zero where a probability was dropped."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The output; with dropout what is zero where a probability was dropped; and probabilities if they are known."""
     plainly = learned and not q.is_cuda  # by PyTorch's own choice, of a mask whose gradient is to come
-    if (
-        drop == 0 and single and not plainly
-    ):  # for which PyTorch may choose another kernel than with a dimension of heads
+    if drop == 0 and single and not plainly:
+        # Here PyTorch may choose another kernel than with a dimension of heads.
         q, k, v, mask = (None if t is None else t.squeeze(1) for t in (q, k, v, mask))  # pyright: ignore
-        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).unsqueeze(1), None
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).unsqueeze(1), None, None
     if drop == 0 and not plainly:
         out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
-        return out, None
+        return out, None, None
     # Where there is dropout PyTorch takes this way itself on a CPU; it alone tells what was dropped.
-    out, dropped = torch.ops.aten._scaled_dot_product_attention_math(
-        q, k, v, mask, drop, causal, None, scale=scale, enable_gqa=gqa
-    )
-    return out, dropped if drop else None
+    math, options = torch.ops.aten._scaled_dot_product_attention_math, {"scale": scale, "enable_gqa": gqa}
+    if drop and q.dtype in (torch.float32, torch.float64):  # in others it does not round as these steps do
+        _, p = math(q, k, v[..., :0], mask, 0.0, causal, None, **options)
+        dropped = torch.dropout(p, drop, True)
+        return dropped @ _repeated(v, q.shape[1] // k.shape[1]), dropped, p
+    out, dropped = math(q, k, v, mask, drop, causal, None, **options)
+    return out, dropped if drop else None, None
 
 
 def _probabilities(

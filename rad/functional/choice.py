@@ -31,7 +31,7 @@ def _relu_inplace(call: Call, input: Tensor) -> Tensor:
 def _relu(keep: Keep, x: Tensor, inplace: bool) -> Any:
     if inplace:
         keep.overwrites(x)
-    out = F.relu(x, inplace)
+    out = torch.relu_(x) if inplace else torch.relu(x)
     bits_ = keep.packed(tracing.pack_positive(out), out.shape)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +41,10 @@ class Call:
         held: frozenset[int] = frozenset(),
         place: str = "",
     ) -> None:
-        self._assigned = sketch if isinstance(sketch, Assignment) else None
-        self.sketch = sketch.sketch if isinstance(sketch, Assignment) else sketch
+        self._assigned = assigned = sketch if isinstance(sketch, Assignment) else None
+        self.sketch: Sketch = sketch if assigned is None else assigned.sketch  # pyright: ignore
         self.seed, self.sharing, self.held, self._place = seed, sharing, held, place
-        self.differentiable = self._assigned is not None and self._assigned.differentiable
+        self.differentiable = assigned is not None and assigned.differentiable
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
         self._unnamed = 0
 
@@ -74,10 +74,8 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class Handle(NamedTuple):
+class Handle(int):
     """A place among what an operation keeps."""
-
-    index: int
 
 
 class Summary:
@@ -122,11 +120,11 @@ class Keep:
     """What an operation keeps for its backward pass; given to it as its first argument."""
 
     def __init__(self, call: Call, tensors: Sequence[Tensor], wanted: Sequence[bool], leaves: Sequence[bool]) -> None:
-        self._call, self._tensors = call, tensors
-        self._wanted = {id(t): w for t, w in zip(tensors, wanted, strict=True)}
-        self._leaves = {id(t): leaf for t, leaf in zip(tensors, leaves, strict=True)}
+        self._call, self._wanted, self._leaves = call, wanted, leaves
+        self._places = {id(t): i for i, t in enumerate(tensors)}  # whoever calls holds them
         self.fresh: list[Tensor] = []  # kept tensors that are not inputs
         self.items: list[tuple[Any, list[int]]] = []  # how to read each handle; places: ≥ 0 inputs, < 0 fresh
+        self.saved: list[int] = []  # these places, each once
         self.dirty: list[Tensor] = []
 
     @property
@@ -141,11 +139,11 @@ class Keep:
 
     def wants(self, tensor: Tensor | None) -> bool:
         """Whether a gradient of this argument is asked for."""
-        return tensor is not None and self._wanted.get(id(tensor), False)
+        return tensor is not None and (place := self._places.get(id(tensor))) is not None and self._wanted[place]
 
     def is_leaf(self, tensor: Tensor) -> bool:
         """Whether this argument is a parameter or a leaf like one, which is held whatever we keep."""
-        return self._leaves.get(id(tensor), False)
+        return (place := self._places.get(id(tensor))) is not None and self._leaves[place]
 
     def overwrites(self, tensor: Tensor) -> None:
         """Says that this argument is changed in place."""
@@ -245,10 +243,12 @@ class Keep:
             listener(_described(how), tensors, place)
         numbers = []
         for tensor in tensors:
-            number = next((i for i, t in enumerate(self._tensors) if t is tensor), None)
+            number = self._places.get(id(tensor))
             if number is None:
                 self.fresh.append(tensor)
                 number = -len(self.fresh)
+            if number not in self.saved:
+                self.saved.append(number)
             numbers.append(number)
         self.items.append((how, numbers))
         return Handle(len(self.items) - 1)
@@ -270,7 +270,7 @@ class Kept:
         """The tensor of ``exact``, the integers of ``bits`` (uint8), or the ``Summary`` of a sketch; else ``None``."""
         if handle is None:
             return None
-        how, places = self._items[handle.index]
+        how, places = self._items[handle]
         tensors = [self._tensors[place] for place in places]
         if how is None:
             return tensors[0]
@@ -282,17 +282,12 @@ class Kept:
 
     def packed(self, handle: Handle) -> Tensor:
         """The bits of ``bits`` as they are kept."""
-        return self._tensors[self._items[handle.index][1][0]]
+        return self._tensors[self._items[handle][1][0]]
 
     def dense(self, handle: Handle | None) -> Any:
         """The tensor, or the estimate of it."""
         item = self[handle]
         return item.dense() if isinstance(item, Summary) else item
-
-    def with_noise(self, handle: Handle) -> tuple[Tensor, Tensor | None]:
-        """The tensor or the estimate of it, and the noise of the estimate if there is any."""
-        item = self[handle]
-        return (item.dense(), item.noise()) if isinstance(item, Summary) else (item, None)
 
     def times(self, handle: Handle, grad: Tensor) -> Tensor:
         """``grad`` times the tensor or its estimate; see ``Summary.times``."""

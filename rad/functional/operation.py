@@ -32,6 +32,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from rad.functional.keep import Call, Handle, Keep, Kept, Summary
+from rad.sketch import tracing
 
 __all__ = [
     "Call",
@@ -48,11 +49,13 @@ __all__ = [
 
 def differentiable(*args: Any) -> bool:
     """Whether a real gradient is to come for any of these arguments, or those inside lists among them."""
-    return (
-        torch.is_grad_enabled()
-        and any(t.requires_grad for t in _tensors(args))
-        and not any(t.is_complex() or t.layout is not torch.strided for t in _tensors(args))
-    )
+    wanted = False
+    if torch.is_grad_enabled():
+        for tensor in _tensors(args):
+            if tensor.dtype.is_complex or tensor.layout is not torch.strided:
+                return False
+            wanted = wanted or tensor.requires_grad
+    return wanted
 
 
 def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Tensor:
@@ -83,9 +86,10 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(call: Call, *args: Any, **options: Any) -> Any:
-        places = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
-        tensors = [args[i] for i in places]
-        job = _Job(function, call, args, options, places, tensors)
+        job = _Job(function, call, args, options)
+        tensors = [args[i] for i in job.places]
+        if tracing.eager():
+            return _apply_at_once(job, *tensors)
         out = (_Differentiable if call.differentiable else _Apply).apply(job, *tensors)
         return out[0] if job.outputs == 1 else out[: job.outputs]
 
@@ -95,46 +99,70 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 class _Job:
     """One run of an operation, from its call to its backward pass."""
 
-    def __init__(self, function: Any, call: Call, args: Any, options: Any, places: list[int], tensors: Any) -> None:
-        self.function, self.call, self.options, self.places = function, call, options, places
-        self.args = [None if isinstance(arg, Tensor) else arg for arg in args]
-        self.wanted = [t.requires_grad for t in tensors]
-        self.leaves = [
-            id(t) in call.held or (t.is_leaf and (t.requires_grad or isinstance(t, nn.Parameter))) for t in tensors
-        ]
+    def __init__(self, function: Any, call: Call, args: Sequence[Any], options: Any) -> None:
+        self.function, self.options = function, options
+        self.call: Any = call
+        self.differentiable = call.differentiable
+        self.args: list[Any] = []  # but for tensors
+        self.places: list[int] = []  # of tensors
+        self.wanted: list[bool] = []
+        self.leaves: list[bool] = []
+        for i, arg in enumerate(args):
+            if not isinstance(arg, Tensor):
+                self.args.append(arg)
+                continue
+            self.args.append(None)
+            self.places.append(i)
+            self.wanted.append(wanted := arg.requires_grad)
+            self.leaves.append(id(arg) in call.held or (arg.is_leaf and (wanted or isinstance(arg, nn.Parameter))))
         self.outputs = 0
         self.backward: Any = None
         self.items: Any = None
         self.saved: list[int] = []
-        self.dirty: list[int] = []
+        self.dirty: list[Tensor] = []
+
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The outputs, and what is kept besides tensors given."""
+        args, self.args = self.args, []  # nothing that holds on to anything
+        for place, tensor in zip(self.places, tensors, strict=True):
+            args[place] = tensor
+        keep = Keep(self.call, tensors, self.wanted, self.leaves)
+        out, self.backward = self.function(keep, *args, **self.options)
+        self.call, self.options = None, {}
+        outs = out if isinstance(out, tuple) else (out,)
+        self.outputs, self.items, self.saved = len(outs), keep.items, keep.saved
+        self.dirty = keep.dirty
+        # An output that is kept is an alias of it, for what is kept is not differentiable.
+        for i, tensor in enumerate(keep.fresh):
+            for one in outs:
+                if tensor is one:
+                    keep.fresh[i] = tensor.detach()
+        return outs, keep.fresh
+
+    def save(self, ctx: Any, tensors: Sequence[Tensor], fresh: Sequence[Tensor]) -> None:
+        """Gives all that is kept to autograd."""
+        ctx.job = self
+        if self.dirty:
+            ctx.mark_dirty(*[next(t for t in tensors if t is d) for d in self.dirty])
+            self.dirty = []
+        ctx.set_materialize_grads(False)  # there would be zeros of the size of all that is kept
+        ctx.save_for_backward(*[tensors[i] if i >= 0 else fresh[-1 - i] for i in self.saved])
 
 
 class _Apply(torch.autograd.Function):
+    """Inside of graphs in the making and of transforms, where all that is kept has to be an output."""
+
     @staticmethod
     def forward(job: _Job, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args = list(job.args)
-        for place, tensor in zip(job.places, tensors, strict=True):
-            args[place] = tensor
-        keep = Keep(job.call, tensors, job.wanted, job.leaves)
-        out, job.backward = job.function(keep, *args, **job.options)
-        outs = out if isinstance(out, tuple) else (out,)
-        job.outputs, job.items = len(outs), keep.items
-        job.saved = sorted({place for _, places in keep.items for place in places})
-        job.dirty = [next(i for i, t in enumerate(tensors) if t is d) for d in keep.dirty]
-        job.call, job.args, job.options = None, [], {}  # nothing that holds on to anything  # pyright: ignore
-        # An output that is kept comes back a second time by an alias, for what is kept is not differentiable.
-        return (*outs, *(t.detach() if any(t is o for o in outs) else t for t in keep.fresh))
+        outs, fresh = job.forward(tensors)
+        return (*outs, *fresh)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         job, *tensors = inputs
-        ctx.job = job
         fresh = output[job.outputs :]
         ctx.mark_non_differentiable(*fresh)
-        if job.dirty:
-            ctx.mark_dirty(*(tensors[i] for i in job.dirty))
-        ctx.set_materialize_grads(False)  # there would be zeros of the size of all that is kept
-        ctx.save_for_backward(*(tensors[i] if i >= 0 else fresh[-1 - i] for i in job.saved))
+        job.save(ctx, tensors, fresh)
 
     @staticmethod
     def vmap(*_: Any) -> Any:
@@ -155,14 +183,37 @@ class _Differentiable(_Apply):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job = ctx.job
-        if all(grad is None for grad in grads[: job.outputs]):
+        grads = grads[: job.outputs]
+        if grads[0] is None and all(grad is None for grad in grads):
             return None, *(None for _ in job.places)
         kept = Kept(job.items, dict(zip(job.saved, ctx.saved_tensors, strict=True)))
-        with _no_autocast(grads):
-            found = job.backward(kept, *grads[: job.outputs])
+        if torch._C._is_any_autocast_enabled():
+            with _no_autocast(grads):
+                found = job.backward(kept, *grads)
+        else:
+            found = job.backward(kept, *grads)
         found = found if isinstance(found, tuple) else (found,)
         wanted = zip(job.places, job.wanted, strict=True)
-        return None, *(found[place] if want and place < len(found) else None for place, want in wanted)
+        return None, *[found[place] if want and place < len(found) else None for place, want in wanted]
+
+
+class _AtOnce(torch.autograd.Function):
+    """Elsewhere: the same in half the calls, of which each costs what a small kernel does."""
+
+    @staticmethod
+    def forward(ctx: Any, job: _Job, *tensors: Tensor) -> Any:
+        outs, fresh = job.forward(tensors)
+        job.save(ctx, tensors, fresh)
+        return outs if job.outputs > 1 else outs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        again = ctx.job.differentiable or not torch.is_grad_enabled()
+        return (_Differentiable if again else _Apply).backward(ctx, *grads)
+
+
+# ``Function.apply`` without its questions about transforms, which were answered.
+_apply_at_once = super(torch.autograd.Function, _AtOnce).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Signature(inspect.Signature):
@@ -209,7 +260,7 @@ def derivatives(
     with _graph_apart():
         out = function(*at)
     leaves = [t for t, want in zip(at, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(out, leaves, torch.ones_like(out)))
+    found = iter(torch.autograd.grad(out, leaves, out.new_ones(()).expand_as(out)))
     return out.detach(), [next(found) if want else None for want in wanted]
 
 

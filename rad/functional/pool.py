@@ -17,6 +17,7 @@ from rad.functional.autocast import full_precision
 from rad.functional.geometry import Extent, extents, pair, stand_in
 from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
+from rad.sketch import kernels
 from rad.sketch.bits import MAX_BITS
 
 __all__ = ["avg_pool2d", "max_pool1d", "max_pool2d", "max_pool3d", "move", "window_bits"]
@@ -145,14 +146,34 @@ def _pool(keep: Keep, x: Tensor, args: tuple[Any, ...]) -> Any:
     farthest = sum((k - 1) * d * s for k, d, s in zip(kernel, dilation, _strides(shape, dims), strict=True))
     place_of = torch.zeros(farthest + 1, dtype=torch.uint8 if bits <= 8 else torch.int32, device=x.device)
     place_of[offsets] = torch.arange(len(offsets), device=x.device).to(place_of.dtype)
-    place_ = keep.bits(place_of[index - _first_places(out.shape, args, shape, x.device)], bits)
+    place_ = keep.bits(_places(index, _first_places(out.shape, args, shape, x.device), place_of), bits)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        index = _offsets(kernel, dilation, shape, grad.device)[kept[place_].to(torch.int64)]
-        index += _first_places(grad.shape, args, shape, grad.device)
+        offsets = _offsets(kernel, dilation, shape, grad.device)
+        index = _indices(kept[place_], _first_places(grad.shape, args, shape, grad.device), offsets)
         return _BACKWARD[dims](grad, stand_in(shape, grad), *args, index)
 
     return out, backward
+
+
+def _places(index: Tensor, first: Tensor, table: Tensor) -> Tensor:
+    """``table[index − first]``, with ``first`` for the last dimensions."""
+    if not (kernels.usable(index) and index.is_contiguous()):
+        return table[index - first]
+    out = torch.empty(index.shape, dtype=table.dtype)
+    source, target = (t.view(-1, first.numel()).numpy() for t in (index, out))
+    kernels.places_in_windows(source, first.reshape(-1).numpy(), table.numpy(), target)
+    return out
+
+
+def _indices(places: Tensor, first: Tensor, offsets: Tensor) -> Tensor:
+    """``first + offsets[places]``, with ``first`` for the last dimensions."""
+    if not (kernels.usable(first) and kernels.seen_by_numpy(places)):
+        return offsets[places.to(torch.int64)].add_(first)
+    out = torch.empty(places.shape, dtype=torch.int64)
+    source, target = (t.view(-1, first.numel()).numpy() for t in (places, out))
+    kernels.indices_of_places(source, first.reshape(-1).numpy(), offsets.numpy(), target)
+    return out
 
 
 def _strides(shape: torch.Size, dims: int) -> list[int]:

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rad.functional.autocast import full_precision
-from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
+from rad.sketch import Rounding, normalized
 
-__all__ = ["cross_entropy", "log_softmax", "nll_loss", "softmax"]
+__all__ = ["cross_entropy", "gradient", "log_softmax", "nll_loss", "softmax"]
 
 
 @rule(F.softmax)
@@ -41,11 +42,31 @@ def _normalized(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> A
     p_ = keep.factor(out)
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        p, noise = kept.with_noise(p_)  # pyright: ignore
-        grad_x = (p * grad).sum(dim, keepdim=True).neg_().add(grad).mul_(p)
-        return grad_x if noise is None else grad_x.addcmul_(grad, noise)
+        item = kept[p_]
+        return gradient(item, item.dense() if isinstance(item, Summary) else item, grad, dim)
 
     return out, backward
+
+
+def gradient(item: Summary | Tensor, p: Tensor, grad: Tensor, dim: int = -1) -> Tensor:
+    """The gradient of logits from that of probabilities.
+
+    Args:
+        item: The probabilities, or a summary of them.
+        p: These, or their estimate, which is overwritten perhaps.
+        grad: Of the probabilities.
+        dim: Along which they add up to one.
+    """
+    noise = None
+    if isinstance(item, Summary) and not item.compressed.exact:
+        if isinstance(item.sketch, Rounding) and dim in (-1, p.dim() - 1):
+            steps, size = item.compressed.kept[1][1], item.sketch.size(p.numel())
+            found = normalized.softmax_backward(p, grad, steps, size)
+            if found is not None:
+                return found
+        noise = item.noise()
+    grad_x = (grad - (p * grad).sum(dim, keepdim=True)).mul_(p)
+    return grad_x if noise is None else grad_x.addcmul_(grad, noise)
 
 
 @rule(F.log_softmax)

@@ -65,7 +65,7 @@ class Rules(TorchFunctionMode):
 
     def __init__(self, recipe: Recipe, within: str = "") -> None:
         super().__init__()
-        self.recipe, self._within = recipe, within
+        self.recipe, self._within, self._assigned = recipe, within, isinstance(recipe.sketch, Assignment)
         self._counts: dict[str, int] = {}
 
     def begin(self) -> None:
@@ -99,7 +99,7 @@ class Rules(TorchFunctionMode):
             return _unanswered(func, types, args, kwargs)
         # Where the graph breaks the call runs as without compilation, which nothing inside shall be traced for.
         answer = self.answer if get_eval_frame_callback() is None else torch._dynamo.disable(self.answer)
-        assigned = isinstance(recipe.sketch, Assignment) and (func in RULES or _opens(func))
+        assigned = self._assigned and (func in RULES or _opens(func))
         place = self.place(name_of(func)) if assigned else ""
         return answer(func, args, kwargs, types, place)  # pyright: ignore
 

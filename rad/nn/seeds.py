@@ -8,6 +8,7 @@ from torch import distributed as dist
 
 __all__ = ["Seeds", "Split"]
 
+_DISTRIBUTED = dist.is_available()
 _RANK = 1 << 52  # between the seeds of two processes
 _DRAW = 1 << 40  # between those of one call in a traced graph; more calls than that there will not be
 
@@ -41,7 +42,7 @@ class Seeds:
         """A seed that was not given before, int64 scalar on the CPU."""
         # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
         seed, self._state = self._state, self._state + 1
-        if dist.is_available() and dist.is_initialized():
+        if _DISTRIBUTED and dist.is_initialized():
             seed = seed + dist.get_rank() * _RANK
         return seed
 

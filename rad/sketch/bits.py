@@ -55,6 +55,12 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if not values.is_floating_point() and gpu.usable(values):
         return gpu.pack(values, bits)
     values = values.reshape(1, -1)
+    if 1 < bits <= 8 and values.dtype == torch.uint8 and kernels.enabled and kernels.seen_by_numpy(values):
+        words = torch.zeros(packed_bytes(values.numel(), 8), dtype=torch.uint8)
+        words[: values.numel()] = values[0]
+        packed = torch.empty(bits, len(words) // 8, dtype=torch.uint8)
+        kernels.bytes_to_bits(words.numpy().view(np.uint64), packed.numpy())
+        return packed
     if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
         flags = array if bits == 1 else array & _weights(bits, array.dtype)
@@ -77,6 +83,10 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     _check(bits)
     if gpu.usable(packed):
         return gpu.unpack(packed, bits, count)
+    if 1 < bits <= 8 and kernels.enabled and kernels.seen_by_numpy(packed):
+        values = torch.empty(8 * packed.shape[1], dtype=torch.uint8)
+        kernels.bits_to_bytes(packed.numpy(), values.numpy().view(np.uint64))
+        return values[:count]
     planes = unpack_planes(packed, count)
     values = planes[0].to(torch.uint8 if bits <= 8 else torch.int32, copy=bits > 1)
     for j in range(1, bits):
@@ -106,8 +116,9 @@ def pack_positive(x: Tensor) -> Tensor:
     if gpu.real(x):
         return gpu.bits_where_positive(x)
     if kernels.usable(x):
-        packed = torch.empty(1, packed_bytes(x.numel(), 1), dtype=torch.uint8)
-        shared(kernels.pack_positive, packed.numel(), 8, x.detach().numpy().reshape(-1), packed[0].numpy())
+        size = packed_bytes(x.numel(), 1)
+        packed = torch.empty(1, size, dtype=torch.uint8)
+        shared(kernels.pack_positive, size, 8, x.detach().numpy().reshape(-1), packed.numpy()[0])
         return packed
     return pack(~(x <= 0), bits=1)
 
@@ -118,11 +129,11 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
     if gpu.real(x) and not recorded:
         return gpu.masked(x, packed)
     if kernels.usable(x, torch.bfloat16, torch.float16) and not recorded:
-        out = torch.empty(x.shape, dtype=x.dtype)
         words = _WORDS[x.element_size()]
-        source, target = (t.detach().reshape(-1).view(words).numpy() for t in (x, out))
-        shared(kernels.masked, packed.numel(), 8, source, packed.numpy().reshape(-1), target)
-        return out
+        out = torch.empty(x.shape, dtype=words)
+        source, bits = x.detach().view(words).numpy().reshape(-1), packed.numpy().reshape(-1)
+        shared(kernels.masked, len(bits), 8, source, bits, out.numpy().reshape(-1))
+        return out.view(x.dtype)
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 
 

@@ -6,6 +6,7 @@ PyTorch takes ten of each. Without numba, on other devices and in half precision
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,11 @@ __all__ = [
     "flags_to_bits",
     "gather",
     "hash_words",
+    "indices_of_places",
     "integers",
     "masked",
     "pack_positive",
+    "places_in_windows",
     "scatter",
     "seen_by_numpy",
     "signs",
@@ -51,8 +54,10 @@ _DTYPES = (torch.float32, torch.float64, torch.int64)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A loop over numpy arrays, compiled and cached where numba is there; it releases the interpreter's lock."""
+    if fn is None:
+        return functools.partial(compiled, **options)
     if numba is None:
         return fn
     options = {"nogil": True, "error_model": "numpy", **options}  # which divides by zero as PyTorch does
@@ -135,6 +140,24 @@ def gather(rows, index, out):
                 for j in range(index.shape[1]):
                     value = row[max(places[j], 0)]  # without a branch around the access the loop is fast
                     picked[j] = value if places[j] >= 0 else 0
+
+
+@compiled
+def places_in_windows(index, first, table, out):
+    """``out[r, i] = table[index[r, i] − first[i]]``."""
+    for r in range(index.shape[0]):
+        row, to = index[r], out[r]
+        for i in range(first.size):
+            to[i] = table[row[i] - first[i]]
+
+
+@compiled
+def indices_of_places(places, first, offsets, out):
+    """Undoes ``places_in_windows``: ``out[r, i] = first[i] + offsets[places[r, i]]``."""
+    for r in range(places.shape[0]):
+        row, to = places[r], out[r]
+        for i in range(first.size):
+            to[i] = first[i] + offsets[row[i]]
 
 
 @compiled

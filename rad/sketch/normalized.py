@@ -1,7 +1,8 @@
 """Normalized values rounded where they are formed, and the backward pass of a normalization from packed ones.
 
-Only where there are loops for that: then neither the normalized values nor estimates of them are ever dense. Elsewhere
-the functions say so by ``None``, and ``rad.functional.normalization`` does the same in plain PyTorch.
+Only where there are loops for that: then the normalized values are never dense, and estimates of them only in the
+memory of the gradient that they become. Elsewhere the functions say so by ``None``, and
+``rad.functional.normalization`` does the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rad.sketch import gpu, tracing
+from rad.sketch import gpu, kernels, tracing
 from rad.sketch.base import Compressed, Sketch
-from rad.sketch.levels import compute_dtype
+from rad.sketch.kernels import compiled
+from rad.sketch.levels import compute_dtype, read_step, rebuild, round_to_levels
 from rad.sketch.random import Stream
 from rad.sketch.rounding import Rounding
+from rad.sketch.threads import shared
 
-__all__ = ["backward", "compress"]
+__all__ = ["backward", "compress", "softmax_backward"]
 
 _LONGEST = 8192  # elements of a row that one program holds
 
@@ -35,17 +38,17 @@ def compress(
         features: Columns of the matrix.
         seed: Returns a seed.
     """
-    _, scale, _ = norm
-    if not isinstance(sketch, Rounding) or sketch.exact or tracing.traced(x) or scale.dtype != compute_dtype(x.dtype):
+    mean, scale, _ = norm
+    real = compute_dtype(x.dtype)
+    if not isinstance(sketch, Rounding) or sketch.exact or tracing.traced(x) or scale.dtype != real:
         return None
     count = x.numel()
     size = sketch.size(count)
-    if not gpu.groups_of(x, size):
+    on_cpu = kernels.usable(x, torch.bfloat16, torch.float16) and (mean is None or mean.dtype == real)
+    if not (on_cpu or gpu.groups_of(x, size)):
         return None
-    number = seed()
-    start = Stream(number, x.device).advance(-(-count // size) + size)
-    width = sketch.width(count, scale.element_size())
-    kept = gpu.round_to_levels(x.detach().reshape(-1), size, width, start, norm)
+    number, width = seed(), sketch.width(count, scale.element_size())
+    kept = round_to_levels(x.detach().reshape(-1), size, width, Stream(number, x.device), norm)
     return Compressed(kept, number, torch.Size((count // features, features)), scale.dtype)
 
 
@@ -69,16 +72,160 @@ def backward(
         view: ``[rows, d]`` where rows are normalized, ``[n, channels, space]`` where channels are.
         centered: Whether there are means.
     """
-    if not isinstance(sketch, Rounding) or compressed.exact or tracing.traced(grad):
+    if not isinstance(sketch, Rounding) or compressed.exact or scale.dtype != compute_dtype(grad.dtype):
         return None
-    if scale.dtype != compute_dtype(grad.dtype):
+    if tracing.traced(grad) or torch.is_grad_enabled():  # to be differentiated, which loops know nothing of
         return None
     size, grad = sketch.size(grad.numel()), grad.reshape(view).contiguous()
-    if not gpu.groups_of(grad, size) or (len(view) == 2 and view[1] > _LONGEST):
-        return None
     packed, ranges = compressed.kept
-    dither = compressed.stream().uniform((ranges.shape[1] + size,), scale.dtype)
-    run = gpu.rows_backward if len(view) == 2 else gpu.channels_backward
     gain = None if gain is None else gain.contiguous()
-    grad_x, sums = run(grad, packed, ranges, size, dither, scale, gain, centered)
+    if gpu.groups_of(grad, size) and (len(view) == 3 or view[1] <= _LONGEST):
+        dither = compressed.stream().uniform((ranges.shape[1] + size,), scale.dtype)
+        run = gpu.rows_backward if len(view) == 2 else gpu.channels_backward
+        grad_x, sums = run(grad, packed, ranges, size, dither, scale, gain, centered)
+    elif kernels.usable(grad):
+        out = rebuild(packed, ranges, size, compressed.stream(), torch.empty(grad.numel(), dtype=grad.dtype))
+        scale = scale.reshape(-1)
+        gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.to(grad.dtype).reshape(-1)
+        run = _rows_on_cpu if len(view) == 2 else _channels_on_cpu
+        grad_x, sums = run(grad, out.view(view), _noise(ranges[1], grad.dtype), size, scale, gain, centered)
+    else:
+        return None
     return grad_x, sums[0], sums[1]
+
+
+def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor, size: int) -> Tensor | None:
+    """``p ∘ (grad − Σ p grad) + noise ∘ grad`` over the last dimension, in the memory of ``p``.
+
+    Args:
+        p: Estimates of the values of a softmax, to be overwritten.
+        grad: Of these values.
+        steps: Of groups of so many elements.
+        size: That number.
+    """
+    if tracing.traced(grad) or torch.is_grad_enabled() or not (kernels.usable(grad) and p.dtype == grad.dtype):
+        return None
+    noise = _noise(steps, grad.dtype)
+    rows = [t.detach().view(-1, p.shape[-1]).numpy() for t in (p, grad.contiguous())]
+    shared(_softmax_backward, len(rows[0]), p.shape[-1], *rows, noise.numpy(), size, step=1)
+    return p
+
+
+# Elements, and at least so many rows, that have partial sums of their own: the same ones for any number of threads.
+_CHUNK, _ROWS = 2**15, 16
+
+
+def _rows_on_cpu(
+    grad: Tensor, h: Tensor, noise: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the input, in the memory of the estimates ``h``, and sums over rows ``[2, d]``."""
+    rows, d = grad.shape
+    chunk = max(_CHUNK // d, _ROWS)
+    sums = torch.zeros(-(-rows // chunk), 2, d, dtype=grad.dtype)
+    arrays = [t.detach().numpy() for t in (grad, h, noise / d + 1, scale, gain, sums)]
+    shared(_rows_backward, len(sums), chunk * d, *arrays, size, chunk, centered, step=1)
+    return h, sums.sum(0)
+
+
+def _channels_on_cpu(
+    grad: Tensor, h: Tensor, noise: Tensor, size: int, scale: Tensor, gain: Tensor, centered: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients ``[n, channels, space]`` in the memory of the estimates ``h``, and sums ``[2, channels]``."""
+    n, channels, space = grad.shape
+    chunk = max(_CHUNK // (channels * space), -(-_ROWS // space))  # of examples
+    sums = torch.zeros(-(-n // chunk), 2, channels, dtype=grad.dtype)
+    arrays = [t.detach().numpy() for t in (grad, h, sums)]
+    shared(_channel_sums, len(sums), chunk * channels * space, *arrays, chunk, step=1)
+    total = sums.sum(0)
+    means = total / (n * space)
+    if not centered:
+        means[1] = 0
+    arrays = [t.detach().numpy() for t in (grad, h, noise / (n * space) + 1, scale * gain, means)]
+    shared(_channels_backward, n * channels, space, *arrays, size, step=1)
+    return h, total
+
+
+def _noise(steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """The variance of estimates, by groups."""
+    return read_step(steps).to(dtype).square_().div_(12)
+
+
+_REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors
+
+
+@compiled(fastmath=_REORDERED)
+def _rows_backward(grad, h, noise, scale, gain, sums, size, chunk, centered, first, last):
+    """Some chunks of rows."""
+    rows, d = grad.shape
+    zero = grad.dtype.type(0)
+    share = grad.dtype.type(1) / grad.dtype.type(d)
+    for part in range(first, last):
+        of_weight, of_bias = sums[part, 0], sums[part, 1]
+        for row in range(part * chunk, min((part + 1) * chunk, rows)):
+            g, x, factor = grad[row], h[row], scale[row]
+            slope = shift = zero
+            for i in range(d):
+                slope += g[i] * gain[i] * x[i]
+                shift += g[i] * gain[i]
+            for i in range(d):
+                of_weight[i] += g[i] * x[i]
+                of_bias[i] += g[i]
+            slope, shift = slope * share, shift * share if centered else zero
+            start, i = row * d, 0
+            while i < d:
+                group = (start + i) // size
+                end, more = min(d, (group + 1) * size - start), noise[group]
+                for j in range(i, end):
+                    x[j] = (g[j] * gain[j] * more - shift - x[j] * slope) * factor
+                i = end
+
+
+@compiled(fastmath=_REORDERED)
+def _channel_sums(grad, h, sums, chunk, first, last):
+    """Some chunks of examples."""
+    n, channels, space = grad.shape
+    for part in range(first, last):
+        for example in range(part * chunk, min((part + 1) * chunk, n)):
+            for channel in range(channels):
+                g, x = grad[example, channel], h[example, channel]
+                of_weight = of_bias = grad.dtype.type(0)
+                for i in range(space):
+                    of_weight += g[i] * x[i]
+                    of_bias += g[i]
+                sums[part, 0, channel] += of_weight
+                sums[part, 1, channel] += of_bias
+
+
+@compiled
+def _channels_backward(grad, h, noise, factors, means, size, first, last):
+    """Some channels of examples, which are rows."""
+    _, channels, space = grad.shape
+    for row in range(first, last):
+        channel = row % channels
+        g, x = grad[row // channels, channel], h[row // channels, channel]
+        factor, slope, shift = factors[channel], means[0, channel], means[1, channel]
+        start, i = row * space, 0
+        while i < space:
+            group = (start + i) // size
+            end, more = min(space, (group + 1) * size - start), noise[group]
+            for j in range(i, end):
+                x[j] = (g[j] * more - shift - x[j] * slope) * factor
+            i = end
+
+
+@compiled(fastmath=_REORDERED)
+def _softmax_backward(p, grad, noise, size, first, last):
+    """Some rows."""
+    d = p.shape[1]
+    for row in range(first, last):
+        x, g = p[row], grad[row]
+        total = grad.dtype.type(0)
+        for i in range(d):
+            total += x[i] * g[i]
+        start, i = row * d, 0
+        while i < d:
+            group = (start + i) // size
+            end, more = min(d, (group + 1) * size - start), noise[group]
+            for j in range(i, end):
+                x[j] = x[j] * (g[j] - total) + more * g[j]
+            i = end

@@ -18,20 +18,21 @@ _SHARE = 2**16  # elements worth a call of their own
 _PARTS = 4  # for each thread, so that one that is slowed down by other work takes fewer
 
 
-def shared(loop: Callable[..., None], count: int, unit: int, *args: Any) -> None:
+def shared(loop: Callable[..., None], count: int, unit: int, *args: Any, step: int = 8) -> None:
     """``loop(*args, first, last)`` for parts of ``count``, by as many threads as PyTorch uses and the size is worth.
 
     Args:
         loop: Releases the interpreter's lock.
         count: Groups, each of about ``unit`` elements.
-        unit: Elements to a group; parts begin at multiples of eight groups.
+        unit: Elements to a group.
         args: What all parts share.
+        step: Parts begin at multiples of so many groups, by default where bits of them fill whole bytes.
     """
     most = count * unit // _SHARE
     threads = min(torch.get_num_threads(), most // 2)
     if threads <= 1:
         return loop(*args, 0, count)
-    size = 8 * -(-count // (8 * min(_PARTS * threads, most)))
+    size = step * -(-count // (step * min(_PARTS * threads, most)))
     starts = iter(range(0, count, size))  # each of which is taken once, whoever asks
 
     def work() -> None:

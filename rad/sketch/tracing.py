@@ -22,6 +22,7 @@ from rad.sketch.base import Compressed, Layout, Sketch
 __all__ = [
     "columns",
     "compress",
+    "eager",
     "expand",
     "grad_weight",
     "masked",
@@ -42,9 +43,18 @@ def traced(x: Tensor) -> bool:
     return (_modes() and get_proxy_mode() is not None) or transformed()
 
 
+def eager() -> bool:
+    """Whether nothing is traced and nothing transformed: no mode and no transform is at work."""
+    return not _modes() and not transformed()
+
+
 def _modes() -> bool:
     """Whether any mode below the dispatcher is entered, of which ``get_proxy_mode`` takes ten times as long to ask."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+    # Of the stack before dispatch only its key says so in one call.
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+
+
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def transformed() -> bool:

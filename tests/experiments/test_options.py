@@ -52,7 +52,7 @@ OPTIONS = {
     "bench": "--rounds 1 | --steps 1 | --threads 0",
     "bench_kernels": "--elements 255 | --rounds 0 | --threads -1 | --dtypes int8 | --device meta",
     "bench_nets": "--net x | --batch 0 | --size 0 | --bits 17 | --parts 0 | --rounds -1 | --warmup 0 | --threads 0 | "
-    "--methods x | --methods compile:2 | --memory nanGB | --device meta",
+    "--methods x | --methods compile:2 | --methods rounding:17 | --methods same:2 | --memory nanGB | --device meta",
     "beside": "--nets x | --steps 0 | --batch 0 | --size 0 | --lr inf | --seed -1 | --device meta",
     "faults": "--jobs 0",
     "front": "--nets x | --bits 0 | --steps -1 | --draws 2 | --threads 0",

@@ -207,3 +207,15 @@ def test_the_fraction_is_that_of_a_large_tensor(dtype, options):
     sketch, x = rad.Rounding(**options), normal(64, 256, dtype=dtype)
     assert sketch.compress(x).nbytes == sketch.fraction(x.element_size()) * x.nbytes
     assert rad.Rounding(0.3).fraction(x.element_size()) == 0.3
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounded_alike_inside_of_autocast(dtype):
+    sketch, x, seed = rad.Rounding(bits=3), normal(7, 300), torch.tensor(5)
+    expected = sketch.compress(x, seed=seed)
+    with torch.autocast("cpu", dtype):
+        found = sketch.compress(x, seed=seed)
+        estimate = sketch.expand(found)
+    assert all(map(torch.equal, found.kept, expected.kept))
+    assert torch.equal(estimate, sketch.expand(expected))
