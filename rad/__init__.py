@@ -14,6 +14,7 @@ from rad.sketch import (
     Rounding,
     Sample,
     Sketch,
+    SparseRounding,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Rounding",
     "Sample",
     "Sketch",
+    "SparseRounding",
     "allocate",
     "budget",
     "convert",

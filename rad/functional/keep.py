@@ -92,10 +92,8 @@ class Summary:
 
     def noise(self) -> Tensor | None:
         """The variance of each element of ``dense()``, of its shape; ``None`` where the tensor itself is kept."""
-        if self.compressed.exact:
-            return None
-        noise = tracing.noise(self.sketch, self.compressed)
-        return noise.expand(self.compressed.shape).reshape(self.shape)
+        noise = tracing.noise(self.sketch, self.compressed)  # a sketch may take note that it is asked
+        return None if self.compressed.exact else noise.expand(self.compressed.shape).reshape(self.shape)
 
     def times(self, grad: Tensor) -> Tensor:
         """``grad`` times the estimate, in the memory of the estimate where that is ours to overwrite."""

@@ -7,6 +7,7 @@ from rad.sketch.rounded_sample import RoundedSample
 from rad.sketch.rounding import LowBitsWarning, Rounding
 from rad.sketch.sample import Sample
 from rad.sketch.saving import load, save
+from rad.sketch.sparse_rounding import SparseRounding
 
 __all__ = [
     "BudgetFloorWarning",
@@ -18,6 +19,7 @@ __all__ = [
     "Rounding",
     "Sample",
     "Sketch",
+    "SparseRounding",
     "check_budget",
     "load",
     "save",
