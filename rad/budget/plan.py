@@ -104,7 +104,7 @@ class Plan(Assignment):
         """Predicted variance that all summaries add together, in units of ``‖g‖²``."""
         return sum(item.variance for item in self.items) / self.norm2 if self.norm2 else 0.0
 
-    def at(self, place: str) -> Sketch:
+    def at(self, place: str, last: bool = False) -> Sketch:
         """See ``Assignment``."""
         if self.exact:
             return self.sketch

@@ -18,12 +18,15 @@ is what it holds in any case.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad.functional import Assignment
@@ -32,7 +35,7 @@ from rad.measure.saved import Ledger, saved_bytes, storage_id
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
 from rad.sketch import Compressed, Rounding, Sketch
-from rad.sketch.levels import compute_dtype, grouped
+from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream
 
 __all__ = ["BASE", "EVERY", "Contributions", "Held", "contributions"]
@@ -102,9 +105,19 @@ def contributions(
     variance: dict[str, float] = {}
     sampling: dict[str, dict[int, float]] = {}
     held: Held | None = None
+
+    def add(probe: _Probe, shares: tuple[float, dict[int, float]], part: float) -> None:
+        place = probe.place
+        variance[place] = variance.get(place, 0.0) + shares[0] * part
+        sums = sampling.setdefault(place, dict.fromkeys(EVERY, 0.0))
+        if probe.squared:
+            sums.clear()
+        for every in sums:
+            sums[every] += shares[1].get(every, 0.0) * part
+
     for _ in range(batches):
         probes = _Probes(sketches, signs)
-        with for_a_while(model, probes, generator=Seeds(0)):
+        with for_a_while(model, probes, generator=Seeds(0)), _uncollected():
             parameters = [p for p in model.parameters() if p.requires_grad]
             value: list[Tensor] = []
             ledger = saved_bytes(lambda value=value: value.append(loss()) or value[0])
@@ -115,18 +128,25 @@ def contributions(
                 raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")
             for draw in range(draws):
                 for probe, slope in _derivatives(grads, probes, signs, retain=draw < draws - 1):
-                    rounded, sampled = (0.0, {}) if slope is None else _shares(probe, slope)
-                    place = probe.place
-                    variance[place] = variance.get(place, 0.0) + rounded / (batches * draws)
-                    if probe.squared:
-                        sampling[place] = {}
-                    else:
-                        sums = sampling.setdefault(place, dict.fromkeys(EVERY, 0.0))
-                        for every in sums:
-                            sums[every] += sampled.get(every, 0.0) / (batches * draws)
+                    add(probe, (0.0, {}) if slope is None else _shares(probe, slope), 1 / (batches * draws))
+            for probe in probes.made:
+                for shares in probe.seen.told:
+                    add(probe, shares, 1 / batches)
         del probes, grads
     assert held is not None
     return Contributions(norm2, variance, sampling, held)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go through all of a large graph in the making, to find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _held(ledger: Ledger, probes: _Probes) -> Held:
@@ -172,21 +192,37 @@ def _shares(probe: _Probe, slope: Tensor) -> tuple[float, dict[int, float]]:
     """``V`` at one bit, and by ``k`` that of keeping one of ``k``."""
     x = probe.x.reshape(-1)
     slope = slope.reshape(-1).to(compute_dtype(x.dtype))
-    noise = _COARSE.noise_of_groups(x)
-    squares = grouped(slope.square(), _COARSE.size(len(x))).sum(1, dtype=torch.float64)
-    missing = -len(x) % _COARSE.size(len(x))
-    if missing:  # the last value was counted so many times more
-        squares[-1] -= missing * slope[-1].double().square()
-    rounded = torch.dot(squares, noise).item()
-    if probe.squared:
-        return rounded, {}
-    sums = slope.mul_(x)
-    total, found = _square(sums), {}
-    for every in EVERY:  # each twice the one before
-        sums = torch.cat([sums, sums.new_zeros(1)]) if len(sums) % 2 else sums
-        sums = sums.view(-1, 2).sum(1)
-        found[every] = every * total - _square(sums)
-    return rounded, found
+    noise, size = _COARSE.noise_of_groups(x), _COARSE.size(len(x))
+    whole = len(x) // size * size
+    squares = [torch.linalg.vector_norm(part, dim=1) for part in (slope[:whole].view(-1, size), slope[None, whole:])]
+    rounded = torch.cat(squares)[: len(noise)].double().square_().dot(noise).item()
+    return rounded, {} if probe.squared else _sampled(slope * x, EVERY)
+
+
+def _shares_of_weight(x: Tensor, reach: Tensor) -> tuple[float, dict[int, float]]:
+    """The same for ``x`` ``[n, d]``, known by what its elements reach; see ``Sketch.note``."""
+    d = x.shape[-1]
+    x, reach = (t.to(compute_dtype(x.dtype)) for t in (x, reach))
+    blocks = x.reshape(len(reach), -1, d)
+    noise, size = _COARSE.noise_of_groups(x), _COARSE.size(x.numel())
+    each = reach.expand_as(blocks).reshape(-1)
+    each = F.pad(each, (0, -len(each) % size)).view(-1, size).sum(1)
+    rounded = torch.dot(each.double(), noise).item()
+    scaled = (blocks * reach.sqrt()).view(-1)
+    # Where all elements of a row reach the same, squares of sums are known; else they are taken for independent.
+    alike = tuple(every for every in EVERY if reach.shape[-1] == 1 and d % every == 0)
+    total = _square(scaled)
+    return rounded, {every: (every - 1) * total for every in EVERY} | _sampled(scaled, alike)
+
+
+def _sampled(products: Tensor, which: Sequence[int]) -> dict[int, float]:
+    """``k Σ (a x)² − Σ_runs (Σ a x)²`` of products ``a x``, for numbers ``k`` of which each is twice the one before."""
+    total, found = _square(products), {}
+    for every in which:
+        products = F.pad(products, (0, 1)) if len(products) % 2 else products
+        products = products[::2] + products[1::2]
+        found[every] = every * total - _square(products)
+    return found
 
 
 def _square(x: Tensor) -> float:
@@ -217,6 +253,7 @@ class _Seen:
     leaf: Tensor | None = None
     empty: Tensor | None = None
     squared: bool = False
+    told: list[tuple[float, dict[int, float]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,6 +264,7 @@ class _Probe(Sketch):
     place: str = ""
     sketch: Sketch | None = None
     seed: Tensor | None = None
+    last: bool = False
     made: list[_Probe] = field(default_factory=list)
     seen: _Seen = field(default_factory=_Seen)
 
@@ -271,16 +309,26 @@ class _Probe(Sketch):
 
     def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         """See ``Sketch``."""
-        return super().grad_weight(replace(compressed, kept=(self._leaf(compressed),)), grad_out)
+        self.note(compressed, lambda: grad_out.detach().reshape(-1, 1, grad_out.shape[-1]).square().sum(2, keepdim=True))
+        return super().grad_weight(replace(compressed, kept=(self._estimate(compressed),)), grad_out)
 
     def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
         """See ``Sketch``."""
-        return None, self._leaf(compressed)
+        return None, self._estimate(compressed)
+
+    def note(self, compressed: Compressed, reach: Callable[[], Tensor]) -> None:
+        """See ``Sketch``; nothing then has to be differentiated."""
+        if self.last and self.seen.x is not None:
+            self.seen.told.append(_shares_of_weight(self.seen.x, reach()))
 
     def noise(self, compressed: Compressed) -> Tensor:
         """See ``Sketch``."""
         self.seen.squared = True
         return compressed.kept[0].new_zeros(())
+
+    def _estimate(self, compressed: Compressed) -> Tensor:
+        """Of which all is known if the probe was told: what is last on its paths has no part in other noise."""
+        return self._leaf(compressed) if not self.seen.told else self.x
 
     def _leaf(self, compressed: Compressed) -> Tensor:
         if self.seen.x is None:  # of no elements, and not asked to be summarized
@@ -314,7 +362,7 @@ class _Probes(Assignment):
         self.made: list[_Probe] = []
         self._sketches, self._stream = sketches, stream
 
-    def at(self, place: str) -> Sketch:
+    def at(self, place: str, last: bool = False) -> Sketch:
         """See ``Assignment``."""
         sketch = None if self._sketches is None else self._sketches(place)
-        return _Probe(place=place, sketch=sketch, seed=self._stream.words(1)[0].cpu(), made=self.made)
+        return _Probe(place=place, sketch=sketch, seed=self._stream.words(1)[0].cpu(), last=last, made=self.made)

@@ -116,6 +116,8 @@ def _convolution(
     def _of_weight(
         summary: Summary, weight: Tensor | None, grad: Tensor, together: bool
     ) -> tuple[Tensor | None, Tensor]:
+        if geometry is not None:
+            summary.note(lambda: _reach(grad.detach(), geometry).reshape(-1, 1, math.prod(shape[2:])))
         index, values = summary.columns() if geometry is not None else (None, summary.dense())
         if geometry is not None and index is not None:
             return None, _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
@@ -214,6 +216,12 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
     rest = [b % stride for b, stride in zip(beyond, to.stride, strict=True)]  # of rows and columns no kernel reaches
     grad = F.conv_transpose2d(grad_out, weight, None, to.stride, to.padding, rest, to.groups, to.dilation)
     return grad[:, :, : to.input[2], : to.input[3]]
+
+
+def _reach(grad_out: Tensor, to: _Geometry) -> Tensor:
+    """The sum of the squares of all outputs' gradients that each position meets, of each group; ``[n, g, h, w]``."""
+    squares = grad_out.square().unflatten(1, (to.groups, -1)).sum(2)
+    return _grad_input(squares.new_ones(to.groups, 1, *to.weight[2:]), squares, to)
 
 
 def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:

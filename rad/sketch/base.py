@@ -10,7 +10,7 @@ import math
 import numbers
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -229,6 +229,15 @@ class Sketch(ABC):
             f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second "
             "order need; use rad.Rounding, or leave the operation exact"
         )
+
+    def note(self, compressed: Compressed, reach: Callable[[], Tensor]) -> None:  # noqa: B027
+        """Takes note, before the estimate is used, of what an error in it would do; only those who measure that do so.
+
+        Args:
+            compressed: The summary.
+            reach: Returns, for each element, the sum of the squares of the derivatives of a weight's gradient by it:
+                ``[b, 1, d]`` for ``x`` in ``b`` blocks of as many rows, which are all alike.
+        """
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:

@@ -161,7 +161,7 @@ class Rounding(Sketch):
     def noise_of_groups(self, x: Tensor) -> Tensor:
         """What ``noise`` will be, for each group of ``size(x.numel())`` elements in turn; float64."""
         rows = grouped(x.reshape(-1).to(compute_dtype(x.dtype)), self.size(x.numel()))
-        _, step = stored_range(*rows.aminmax(dim=1), self.width(x.numel(), x.element_size()))
+        _, step = stored_range(rows.amin(1), rows.amax(1), self.width(x.numel(), x.element_size()))
         return read_step(step).double().square_().div_(12)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Only(Assignment):
     def key(self) -> str:  # pyright: ignore
         return f"{self.place} {self.bits}"
 
-    def at(self, place: str) -> Sketch:
+    def at(self, place: str, last: bool = False) -> Sketch:
         return rad.Rounding(bits=self.bits) if self.place in (None, place) else rad.Exact()
 
 
