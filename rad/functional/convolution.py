@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rad.functional.autocast import autocast
 from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
@@ -107,7 +108,7 @@ def _convolution(
         weight = None if weight is None else weight.to(grad.dtype)
         # Both gradients by one call are faster where weights are large. Else the input's comes afterwards, when the
         # dense estimate is gone.
-        together = weight is not None and math.prod(shape) <= math.prod(sizes)
+        together = weight is not None and math.prod(shape) <= math.prod(sizes) and not torch.is_grad_enabled()
         grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
         if weight is not None and grad_x is None:
             grad_x = _of_input(weight, grad)
@@ -124,6 +125,8 @@ def _convolution(
         # Of a weight stock reads the shape here, and yet copies one that has no memory of its own.
         read = stand_in(sizes, grad) if weight is None else weight
         dense = values.view(shape).to(grad.dtype)
+        if torch.is_grad_enabled():
+            return None, _OfWeight.apply(grad, dense, moves, sizes, function, options)  # pyright: ignore
         grad_x, grad_weight, _ = _stock_backward(grad, dense, read, moves, [together, True, False])
         return grad_x, grad_weight
 
@@ -181,6 +184,25 @@ def _stock_backward(grad: Tensor, x: Tensor, weight: Tensor, moves: _Moves, mask
         for axis, length in enumerate(size[2:], 2):
             grads = (grads[0].narrow(axis, 0, length), *grads[1:])
     return grads
+
+
+class _OfWeight(torch.autograd.Function):
+    """The weight's gradient where it is differentiated itself: PyTorch forms what nobody asks for along with that."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, moves: _Moves, sizes: torch.Size, *run: Any) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.moves, ctx.run = moves, run
+        return _stock_backward(grad, x, stand_in(sizes, grad), moves, [False, True, False])[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), (function, options) = ctx.saved_tensors, ctx.run
+        by_grad = function(x, slope, None, **options) if ctx.needs_input_grad[0] else None
+        wants_x = ctx.needs_input_grad[1]
+        by_x = _stock_backward(grad, x, slope, ctx.moves, [True, False, False])[0] if wants_x else None
+        return by_grad, by_x, None, None, None, None
 
 
 class _Geometry(NamedTuple):

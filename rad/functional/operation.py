@@ -157,7 +157,10 @@ class _Differentiable(_Apply):
         job = ctx.job
         if all(grad is None for grad in grads[: job.outputs]):
             return None, *(None for _ in job.places)
-        kept = Kept(job.items, dict(zip(job.saved, ctx.saved_tensors, strict=True)))
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # what is differentiated by is an estimate, and not what is kept exactly
+            saved = tuple(t.detach() for t in saved)
+        kept = Kept(job.items, dict(zip(job.saved, saved, strict=True)))
         with _no_autocast(grads):
             found = job.backward(kept, *grads[: job.outputs])
         found = found if isinstance(found, tuple) else (found,)
