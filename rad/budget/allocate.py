@@ -28,6 +28,7 @@ __all__ = ["AllExactWarning", "allocate"]
 
 _FEW = range(1, 5)  # bits of what is sampled: where more are worth their bytes, so are more elements
 _ATTEMPTS = 6
+_LEFT = 0.005  # of the bytes asked for, which is not worth parting a tensor for
 
 
 class AllExactWarning(UserWarning):
@@ -97,7 +98,8 @@ def allocate(
                 sketches = {item.place: item.sketch for item in plan.items}
                 again = contributions(model, loss, batches, draws, seed + i, sketches.get)
                 choices = _Choices(replace(again, norm2=found.norm2, held=found.held))
-            plan = choices.plan(model, choices.best(limit) if variance is None else choices.cheapest(float(variance)))
+            chosen = choices.best(limit) if variance is None else choices.cheapest(float(variance))
+            plan = choices.plan(model, chosen, limit)
         assert plan is not None
         return plan
 
@@ -135,7 +137,7 @@ def check(
 class _Option:
     """What a place may keep: all, or so many bits of one element in so many."""
 
-    bits: int | None
+    bits: float | None
     every: int = 1
 
     def held(self, counts: list[int]) -> int:
@@ -218,6 +220,32 @@ class _Choices:
         assert best is not None
         return best
 
+    def filled(self, chosen: list[int], limit: float) -> dict[int, tuple[float, int, float]]:
+        """Bits, bytes and variance of a place that takes up what is left, one bit more for a part of its elements."""
+        left = limit - self.other - sum(self.held(chosen))
+        if left <= _LEFT * limit:
+            return {}
+        found: dict[int, tuple[float, int, float]] = {}
+        most = 0.0
+        for i, j in enumerate(chosen):
+            option, counts = _OPTIONS[j], self.found.held.counts.get(self.places[i], [])
+            if option.bits is None or option.every > 1 or option.bits == MAX_BITS or not counts:
+                continue
+            part = min(1.0, left / (self.costs[i, j + 1] - self.costs[i, j]))
+            gain = part * (self.losses[i, j] - self.losses[i, j + 1])
+            for eighth in range(8, 0, -1):  # two ranges of parts, and borders of groups, may take a little more
+                bits = option.bits + math.floor(part * eighth / 8 * 1024) / 1024
+                cost = _Option(bits).held(counts)
+                if cost - self.costs[i, j] <= left:
+                    break
+            else:
+                continue
+            if gain > most:
+                most, finer = gain, bits - option.bits
+                loss = float(finer * self.losses[i, j + 1] + (1 - finer) * self.losses[i, j])
+                found = {i: (bits, cost, loss)}
+        return found
+
     def held(self, chosen: list[int]) -> list[int]:
         """Bytes of each place; what several keep whole counts for the first."""
         counted: set[int] = set()
@@ -237,13 +265,14 @@ class _Choices:
     def _loss(self, chosen: list[int]) -> float:
         return sum(self.losses[i, j] for i, j in enumerate(chosen))
 
-    def plan(self, model: nn.Module, chosen: list[int]) -> Plan:
+    def plan(self, model: nn.Module, chosen: list[int], limit: float) -> Plan:
         """The plan of chosen options."""
-        items = tuple(
-            Item(place, _OPTIONS[j].bits, nbytes, float(self.losses[i, j]), _OPTIONS[j].every)
-            for i, (place, j, nbytes) in enumerate(zip(self.places, chosen, self.held(chosen), strict=True))
-        )
-        return Plan(items, self.other, self.found.norm2, type(model).__name__, fingerprint(model))
+        filled = self.filled(chosen, limit) if math.isfinite(limit) else {}
+        items = []
+        for i, (place, j, nbytes) in enumerate(zip(self.places, chosen, self.held(chosen), strict=True)):
+            bits, nbytes, loss = filled.get(i, (_OPTIONS[j].bits, nbytes, float(self.losses[i, j])))
+            items.append(Item(place, bits, nbytes, loss, _OPTIONS[j].every))
+        return Plan(tuple(items), self.other, self.found.norm2, type(model).__name__, fingerprint(model))
 
 
 def _all_exact(model: nn.Module, loss: Callable[[], Tensor], limit: float) -> Plan | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from rad.budget.probe import BASE
 from rad.functional import Assignment
-from rad.sketch import Exact, Rounding, Sketch, SparseRounding
+from rad.sketch import Exact, MixedRounding, Rounding, Sketch, SparseRounding
 from rad.sketch.bits import MAX_BITS
 
 __all__ = ["Item", "Plan", "fingerprint"]
@@ -31,14 +32,15 @@ class Item:
 
     Attributes:
         place: ``module / function n / role``; see ``rad.functional.Assignment``.
-        bits: Of each element, or ``None`` where the tensor itself is kept.
+        bits: Of each element, or ``None`` where the tensor itself is kept; 2.25 are 3 for a quarter of them and 2 for
+            the rest.
         nbytes: Bytes held for it.
         variance: What it adds to the variance of the gradient, summed over all entries.
         every: Of how many elements one is kept.
     """
 
     place: str
-    bits: int | None
+    bits: float | None
     nbytes: int
     variance: float
     every: int = 1
@@ -53,12 +55,15 @@ class Item:
         """How much of each element, in a word."""
         if self.bits is None:
             return "exact"
-        return str(self.bits) if self.every == 1 else f"{self.bits} of 1 in {self.every}"
+        return f"{self.bits:.4g}" if self.every == 1 else f"{self.bits} of 1 in {self.every}"
 
 
-def sketch_of(bits: int, every: int) -> Rounding | SparseRounding:
+def sketch_of(bits: float, every: int) -> Rounding | MixedRounding | SparseRounding:
     """That keeps one element in so many, in so many bits."""
-    return Rounding(bits=bits) if every == 1 else SparseRounding(bits=bits, every=every)
+    whole = math.floor(bits)
+    if every > 1:
+        return SparseRounding(bits=whole, every=every)
+    return Rounding(bits=whole) if bits == whole else MixedRounding(bits=whole, finer=bits - whole)
 
 
 @dataclass(frozen=True)
@@ -195,8 +200,10 @@ class Plan(Assignment):
             _fields(entry, _ENTRY, repr(place))
             bits = entry["bits"]
             if bits is not None:
-                _number(bits, f"bits of {place!r}", int, 1, MAX_BITS)
+                _number(bits, f"bits of {place!r}", float, 1, MAX_BITS)
             _number(entry["every"], f"every of {place!r}", int, 1, 2**16)
+            if entry["every"] > 1 and not isinstance(bits, int):
+                raise _Unfit(f"bits of {place!r}, of which one in {entry['every']} is kept, must be whole, got {bits!r}")
             _number(entry["nbytes"], f"nbytes of {place!r}", int, 0, 2**63)
             _number(entry["variance"], f"variance of {place!r}", float, 0, sys.float_info.max)
             items.append(Item(place, bits, entry["nbytes"], float(entry["variance"]), entry["every"]))

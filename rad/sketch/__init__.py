@@ -2,6 +2,7 @@
 
 from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
 from rad.sketch.exact import Exact
+from rad.sketch.mixed_rounding import MixedRounding
 from rad.sketch.project import Project
 from rad.sketch.rounded_sample import RoundedSample
 from rad.sketch.rounding import LowBitsWarning, Rounding
@@ -14,6 +15,7 @@ __all__ = [
     "Compressed",
     "Exact",
     "LowBitsWarning",
+    "MixedRounding",
     "Project",
     "RoundedSample",
     "Rounding",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch
+from rad.sketch.base import Compressed, Sketch, product
 from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream
 from rad.sketch.rounding import Rounding
@@ -70,12 +71,22 @@ class SparseRounding(Sketch):
         return self.rounding._compress(kept[None, None], stream)
 
     def _expand(self, compressed: Compressed) -> Tensor:
+        return self._unscaled(compressed).mul_(self.every).to(compressed.dtype)
+
+    def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
+        values, scale = self._unscaled(compressed), self.every
+        if compressed.dtype == torch.float16:  # which may not hold an estimate, but a quarter of an unscaled one
+            values, scale = values.mul_(0.25), 4 * scale
+        return product(grad_out, values.to(grad_out.dtype)).mul_(scale)
+
+    def _unscaled(self, compressed: Compressed) -> Tensor:
+        """Kept elements at their places, in float32 at least."""
         count, stream = compressed.shape.numel(), compressed.stream()
         runs = -(-count // self.every)
         places = self._places(runs, stream)
-        dtype = compute_dtype(compressed.dtype)
-        kept = self.rounding.rebuilt(compressed.kept, runs, dtype, stream).mul_(self.every).to(compressed.dtype)
-        return kept.new_zeros(runs, self.every).scatter_(1, places, kept[:, None]).view(-1)[:count]
+        kept = self.rounding.rebuilt(compressed.kept, runs, compute_dtype(compressed.dtype), stream)
+        dense = kept.new_zeros(runs, self.every).scatter_(1, places, kept[:, None])
+        return dense.view(-1)[:count].view(compressed.stack)
 
     def _places(self, runs: int, stream: Stream) -> Tensor:
         """Which one of each run ``[runs, 1]``: sums modulo ``every`` of a number a group and one a place in it."""

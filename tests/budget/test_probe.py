@@ -172,7 +172,7 @@ def test_noise_that_meets_noise():
     model, loss = deep()
     actual, error = measured(model, loss, Only(bits=1), 150)
     single = sum(contributions(model, loss, 1, 30, 0).variance.values())
-    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 1).variance.values())
+    both = sum(contributions(model, loss, 30, 1, 0, lambda _: rad.Rounding(bits=1)).variance.values())
     assert error < 0.02 * actual
     assert both == pytest.approx(actual, rel=0.1)
     assert single < 0.88 * actual
@@ -207,9 +207,10 @@ def test_bytes_are_those_that_a_kept_view_holds():
             return self.after(self.before(x)[:, :16]).square().sum()
 
     model, x = Part(), torch.randn(32, 16)
-    found = contributions(model, lambda: model(x), 1, 1, 0).nbytes
-    assert found["after / linear 0 / 0"] == 32 * 64 * 4
-    assert found["before / linear 0 / 0"] == x.nbytes
+    found = contributions(model, lambda: model(x), 1, 1, 0).held
+    assert list(found.whole["after / linear 0 / 0"].values()) == [32 * 64 * 4]
+    assert list(found.whole["before / linear 0 / 0"].values()) == [x.nbytes]
+    assert found.counts["before / linear 0 / 0"] == found.counts["after / linear 0 / 0"] == [32 * 16]
 
 
 def test_a_shared_input_counts_once():
