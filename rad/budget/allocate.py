@@ -1,4 +1,4 @@
-"""Bits for each kept tensor of a model, so that the variance of the gradient is least within so many bytes."""
+"""What to keep of each tensor of a model, so that the variance of the gradient is least within so many bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rad.budget.choose import cheapest, least_loss
 from rad.budget.plan import Item, Plan, fingerprint, sketch_of
-from rad.budget.probe import EVERY, Contributions, contributions
+from rad.budget.probe import Contributions, contributions
 from rad.budget.size import bytes_of, shown
+from rad.budget.stand_in import EVERY
 from rad.measure import saved_bytes
 from rad.measure.explain import undisturbed
 from rad.nn import Seeds
@@ -46,11 +47,13 @@ def allocate(
     passes: int = 1,
     seed: int = 0,
 ) -> Plan:
-    """Finds how many bits each kept tensor should get.
+    """Finds how many bits each kept tensor should get, and of how many of its elements.
 
     One recorded backward pass, differentiated once more, tells what the noise of every kept tensor adds to the variance
-    of the gradient (``rad.budget.probe``). It falls with ``(2^bits − 1)²`` while bytes grow with the bits, so that the
-    best choice is a knapsack (``rad.budget.choose``). The model is not changed::
+    of the gradient (``rad.budget.probe``), and all bytes. The variance falls with ``(2^bits − 1)²`` while bytes grow
+    with the bits; keeping one element in 2, 4, 8 or 16 takes less than one bit (``rad.SparseRounding``), wherever no
+    two elements of a tensor meet in a product. So the best choice is a knapsack (``rad.budget.choose``); what it leaves
+    over gives a part of one tensor another bit (``rad.MixedRounding``). The model is not changed::
 
         plan = rad.allocate(model, lambda: loss_fn(model(x), y), nbytes="50MB")
         print(plan)
@@ -61,8 +64,9 @@ def allocate(
 
     Args:
         model: Plain or converted, with the loss in it or not; what is outside of it stays exact and counts.
-        loss: Runs a forward pass on a batch of the usual size and returns the loss. It is called some five times, and
-            one of these needs as much memory as exact gradients do, and more.
+        loss: Runs a forward pass on a batch of the usual size and returns the loss. It is called
+            once for each pass and batch, and once more where everything might be kept exactly; each call needs as much
+            memory as exact gradients do, and more.
         nbytes: What autograd may hold between forward and backward pass, parameters apart: a number or a size such as
             ``"50MB"`` or ``"1.5GiB"``.
         variance: In place of ``nbytes``: what all summaries together may add to the variance of the gradient, summed
@@ -70,7 +74,9 @@ def allocate(
         batches: How many calls of ``loss`` the measurement is averaged over, where it draws a batch anew each time.
         draws: Of random signs for each; one is good to some per cent of the whole variance of a net of many layers.
         passes: How often to measure: each time but the first with the noise of the plan before, so that what noise does
-            to noise counts as well. Where most tensors get one or two bits, two passes predict better than one.
+            to noise counts as well. One pass sees no more of that than its first order, and promises too little
+            variance where that is most of it: with fewer than about two bits a value, and in nets that spend nearly all
+            of theirs on a few tensors (vision transformers). Two passes then predict better, and choose better.
         seed: Of the signs. The global generator, and that of the model's summaries, are left as they were.
 
     Returns:

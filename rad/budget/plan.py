@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from rad.budget.probe import BASE
+from rad.budget.stand_in import BASE
 from rad.functional import Assignment
 from rad.sketch import Exact, MixedRounding, Rounding, Sketch, SparseRounding
 from rad.sketch.bits import MAX_BITS
@@ -152,9 +152,7 @@ class Plan(Assignment):
             "exact": self.exact,
             "other": self.other,
             "norm2": self.norm2,
-            "places": {
-                item.place: {name: getattr(item, name) for name in _ENTRY} for item in self.items
-            },
+            "places": {item.place: {name: getattr(item, name) for name in _ENTRY} for item in self.items},
         }
 
     def save(self, path: str | Path) -> None:
@@ -203,7 +201,9 @@ class Plan(Assignment):
                 _number(bits, f"bits of {place!r}", float, 1, MAX_BITS)
             _number(entry["every"], f"every of {place!r}", int, 1, 2**16)
             if entry["every"] > 1 and not isinstance(bits, int):
-                raise _Unfit(f"bits of {place!r}, of which one in {entry['every']} is kept, must be whole, got {bits!r}")
+                raise _Unfit(
+                    f"bits of {place!r}, of which one in {entry['every']} is kept, must be whole, got {bits!r}"
+                )
             _number(entry["nbytes"], f"nbytes of {place!r}", int, 0, 2**63)
             _number(entry["variance"], f"variance of {place!r}", float, 0, sys.float_info.max)
             items.append(Item(place, bits, entry["nbytes"], float(entry["variance"]), entry["every"]))

@@ -22,28 +22,22 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad.functional import Assignment
+from rad.budget.stand_in import EVERY, Probe, Probes, shares
 from rad.measure.gradient import scalar
 from rad.measure.saved import Ledger, saved_bytes, storage_id
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
-from rad.sketch import Compressed, Rounding, Sketch
-from rad.sketch.levels import compute_dtype
+from rad.sketch import Sketch
 from rad.sketch.random import Stream
 
-__all__ = ["BASE", "EVERY", "Contributions", "Held", "contributions"]
+__all__ = ["Contributions", "Held", "contributions"]
 
-BASE = Rounding(bits=3)  # decides what is kept at all, whatever the bits
-EVERY = (2, 4, 8, 16)  # of how many elements one may be kept
 _NO_MORE = "the gradient of this model cannot be differentiated once more, which tells what noise adds to it"
-_COARSE = Rounding(bits=1)  # noise falls with (2^bits − 1)² from here
 
 
 @dataclass(frozen=True)
@@ -106,17 +100,17 @@ def contributions(
     sampling: dict[str, dict[int, float]] = {}
     held: Held | None = None
 
-    def add(probe: _Probe, shares: tuple[float, dict[int, float]], part: float) -> None:
+    def add(probe: Probe, found: tuple[float, dict[int, float]], part: float) -> None:
         place = probe.place
-        variance[place] = variance.get(place, 0.0) + shares[0] * part
+        variance[place] = variance.get(place, 0.0) + found[0] * part
         sums = sampling.setdefault(place, dict.fromkeys(EVERY, 0.0))
         if probe.squared:
             sums.clear()
         for every in sums:
-            sums[every] += shares[1].get(every, 0.0) * part
+            sums[every] += found[1].get(every, 0.0) * part
 
     for _ in range(batches):
-        probes = _Probes(sketches, signs)
+        probes = Probes(sketches, signs)
         with for_a_while(model, probes, generator=Seeds(0)), _uncollected():
             parameters = [p for p in model.parameters() if p.requires_grad]
             value: list[Tensor] = []
@@ -128,10 +122,14 @@ def contributions(
                 raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")
             for draw in range(draws):
                 for probe, slope in _derivatives(grads, probes, signs, retain=draw < draws - 1):
-                    add(probe, (0.0, {}) if slope is None else _shares(probe, slope), 1 / (batches * draws))
+                    add(
+                        probe,
+                        (0.0, {}) if slope is None else shares(probe.x, slope, probe.squared),
+                        1 / (batches * draws),
+                    )
             for probe in probes.made:
-                for shares in probe.seen.told:
-                    add(probe, shares, 1 / batches)
+                for told in probe.seen.told:
+                    add(probe, told, 1 / batches)
         del probes, grads
     assert held is not None
     return Contributions(norm2, variance, sampling, held)
@@ -149,7 +147,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _held(ledger: Ledger, probes: _Probes) -> Held:
+def _held(ledger: Ledger, probes: Probes) -> Held:
     by_storage = {storage_id(probe.empty): probe for probe in probes.made}
     found = Held(sum(e.nbytes for e in ledger.entries if not e.parameter and not e.place), {}, {})
     others = {e.storage for e in ledger.entries if e.storage not in by_storage}
@@ -166,8 +164,8 @@ def _held(ledger: Ledger, probes: _Probes) -> Held:
 
 
 def _derivatives(
-    grads: tuple[Tensor | None, ...], probes: _Probes, signs: Stream, retain: bool
-) -> Iterator[tuple[_Probe, Tensor | None]]:
+    grads: tuple[Tensor | None, ...], probes: Probes, signs: Stream, retain: bool
+) -> Iterator[tuple[Probe, Tensor | None]]:
     """The derivative of each kept tensor."""
     used = [(probe, leaf) for probe in probes.made if (leaf := probe.leaf) is not None]
     noisy = [g for g in grads if g is not None and g.requires_grad]
@@ -188,47 +186,6 @@ def _derivatives(
         yield probe, slope
 
 
-def _shares(probe: _Probe, slope: Tensor) -> tuple[float, dict[int, float]]:
-    """``V`` at one bit, and by ``k`` that of keeping one of ``k``."""
-    x = probe.x.reshape(-1)
-    slope = slope.reshape(-1).to(compute_dtype(x.dtype))
-    noise, size = _COARSE.noise_of_groups(x), _COARSE.size(len(x))
-    whole = len(x) // size * size
-    squares = [torch.linalg.vector_norm(part, dim=1) for part in (slope[:whole].view(-1, size), slope[None, whole:])]
-    rounded = torch.cat(squares)[: len(noise)].double().square_().dot(noise).item()
-    return rounded, {} if probe.squared else _sampled(slope * x, EVERY)
-
-
-def _shares_of_weight(x: Tensor, reach: Tensor) -> tuple[float, dict[int, float]]:
-    """The same for ``x`` ``[n, d]``, known by what its elements reach; see ``Sketch.note``."""
-    d = x.shape[-1]
-    x, reach = (t.to(compute_dtype(x.dtype)) for t in (x, reach))
-    blocks = x.reshape(len(reach), -1, d)
-    noise, size = _COARSE.noise_of_groups(x), _COARSE.size(x.numel())
-    each = reach.expand_as(blocks).reshape(-1)
-    each = F.pad(each, (0, -len(each) % size)).view(-1, size).sum(1)
-    rounded = torch.dot(each.double(), noise).item()
-    scaled = (blocks * reach.sqrt()).view(-1)
-    # Where all elements of a row reach the same, squares of sums are known; else they are taken for independent.
-    alike = tuple(every for every in EVERY if reach.shape[-1] == 1 and d % every == 0)
-    total = _square(scaled)
-    return rounded, {every: (every - 1) * total for every in EVERY} | _sampled(scaled, alike)
-
-
-def _sampled(products: Tensor, which: Sequence[int]) -> dict[int, float]:
-    """``k Σ (a x)² − Σ_runs (Σ a x)²`` of products ``a x``, for numbers ``k`` of which each is twice the one before."""
-    total, found = _square(products), {}
-    for every in which:
-        products = F.pad(products, (0, 1)) if len(products) % 2 else products
-        products = products[::2] + products[1::2]
-        found[every] = every * total - _square(products)
-    return found
-
-
-def _square(x: Tensor) -> float:
-    return torch.dot(x, x).item()
-
-
 def _check(grads: Sequence[Tensor]) -> None:
     """Refuses gradients that went through an operation which gives them no derivative of their own.
 
@@ -243,126 +200,3 @@ def _check(grads: Sequence[Tensor]) -> None:
             raise ValueError(f"{_NO_MORE}: one of its autograd.Functions is once_differentiable")
         seen.add(node)
         todo += [function for function, _ in node.next_functions]
-
-
-@dataclass(eq=False)
-class _Seen:
-    """What a probe was given."""
-
-    x: Tensor | None = None
-    leaf: Tensor | None = None
-    empty: Tensor | None = None
-    squared: bool = False
-    told: list[tuple[float, dict[int, float]]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Probe(Sketch):
-    """Holds the tensor itself, and what stands for it in the backward pass; autograd is given an empty one."""
-
-    budget: float = 1.0
-    place: str = ""
-    sketch: Sketch | None = None
-    seed: Tensor | None = None
-    last: bool = False
-    made: list[_Probe] = field(default_factory=list)
-    seen: _Seen = field(default_factory=_Seen)
-
-    serves_factors: ClassVar[bool] = True
-
-    @property
-    def x(self) -> Tensor:
-        """The tensor."""
-        assert self.seen.x is not None
-        return self.seen.x
-
-    @property
-    def empty(self) -> Tensor:
-        """What autograd holds for it."""
-        assert self.seen.empty is not None
-        return self.seen.empty
-
-    @property
-    def leaf(self) -> Tensor | None:
-        """What stands for it in the backward pass, if anything did."""
-        return self.seen.leaf
-
-    @property
-    def squared(self) -> bool:
-        """Whether two of its elements meet in a product, which asks for their noise."""
-        return self.seen.squared
-
-    @property
-    def exact(self) -> bool:
-        """See ``Sketch``; it asks to be called."""
-        return False
-
-    def compress(self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None) -> Compressed:
-        """See ``Sketch``."""
-        self.seen.x, self.seen.empty = x.detach(), x.new_empty(0)
-        self.made.append(self)
-        return Compressed((self.empty,), None, x.shape, x.dtype)
-
-    def expand(self, compressed: Compressed) -> Tensor:
-        """See ``Sketch``."""
-        return self._leaf(compressed)
-
-    def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
-        """See ``Sketch``."""
-        self.note(compressed, lambda: grad_out.detach().reshape(-1, 1, grad_out.shape[-1]).square().sum(2, keepdim=True))
-        return super().grad_weight(replace(compressed, kept=(self._estimate(compressed),)), grad_out)
-
-    def columns(self, compressed: Compressed) -> tuple[Tensor | None, Tensor]:
-        """See ``Sketch``."""
-        return None, self._estimate(compressed)
-
-    def note(self, compressed: Compressed, reach: Callable[[], Tensor]) -> None:
-        """See ``Sketch``; nothing then has to be differentiated."""
-        if self.last and self.seen.x is not None:
-            self.seen.told.append(_shares_of_weight(self.seen.x, reach()))
-
-    def noise(self, compressed: Compressed) -> Tensor:
-        """See ``Sketch``."""
-        self.seen.squared = True
-        return compressed.kept[0].new_zeros(())
-
-    def _estimate(self, compressed: Compressed) -> Tensor:
-        """Of which all is known if the probe was told: what is last on its paths has no part in other noise."""
-        return self._leaf(compressed) if not self.seen.told else self.x
-
-    def _leaf(self, compressed: Compressed) -> Tensor:
-        if self.seen.x is None:  # of no elements, and not asked to be summarized
-            return compressed.kept[0]
-        if self.seen.leaf is None:
-            self.seen.leaf = self._noisy(self.seen.x).detach().requires_grad_()
-        return self.seen.leaf
-
-    def _noisy(self, x: Tensor) -> Tensor:
-        """With half the variance of the noise to come."""
-        if self.sketch is None or self.sketch.exact:
-            return x
-        few = self.sketch
-        return torch.lerp(x, few.expand(few.compress(x, seed=self.seed)), math.sqrt(0.5))
-
-    def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
-        raise AssertionError("compress is its own")
-
-    def _expand(self, compressed: Compressed) -> Tensor:
-        raise AssertionError("expand is its own")
-
-
-class _Probes(Assignment):
-    """A probe for each tensor."""
-
-    sketch = BASE
-    key = "probes"
-    differentiable = True
-
-    def __init__(self, sketches: Callable[[str], Sketch | None] | None, stream: Stream) -> None:
-        self.made: list[_Probe] = []
-        self._sketches, self._stream = sketches, stream
-
-    def at(self, place: str, last: bool = False) -> Sketch:
-        """See ``Assignment``."""
-        sketch = None if self._sketches is None else self._sketches(place)
-        return _Probe(place=place, sketch=sketch, seed=self._stream.words(1)[0].cpu(), last=last, made=self.made)

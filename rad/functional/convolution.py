@@ -199,10 +199,8 @@ class _OfWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (grad, x), (function, options) = ctx.saved_tensors, ctx.run
-        by_grad = function(x, slope, None, **options) if ctx.needs_input_grad[0] else None
-        wants_x = ctx.needs_input_grad[1]
-        by_x = _stock_backward(grad, x, slope, ctx.moves, [True, False, False])[0] if wants_x else None
-        return by_grad, by_x, None, None, None, None
+        by_x = _stock_backward(grad, x, slope, ctx.moves, [ctx.needs_input_grad[1], False, False])[0]
+        return function(x, slope, None, **options), by_x, *(None,) * 4
 
 
 class _Geometry(NamedTuple):
@@ -243,7 +241,7 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
 def _reach(grad_out: Tensor, to: _Geometry) -> Tensor:
     """The sum of the squares of all outputs' gradients that each position meets, of each group; ``[n, g, h, w]``."""
     squares = grad_out.square().unflatten(1, (to.groups, -1)).sum(2)
-    return _grad_input(squares.new_ones(to.groups, 1, *to.weight[2:]), squares, to)
+    return _grad_input(grad_out.new_ones(to.groups, 1, *to.weight[2:]), squares, to)
 
 
 def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:

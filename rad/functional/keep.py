@@ -61,7 +61,7 @@ class Call:
         return f"{self._place} / {role}"
 
     def at(self, place: str, last: bool = False) -> Sketch:
-        """The sketch of a place; see ``Assignment.at``."""
+        """The sketch of a place; see ``Assignment``."""
         return self.sketch if self._assigned is None else self._assigned.at(place, last)
 
     @property
@@ -106,7 +106,7 @@ class Summary:
         return self.sketch.times(compressed, grad.view(compressed.shape)).view(self.shape)
 
     def note(self, reach: Callable[[], Tensor]) -> None:
-        """See ``Sketch.note``."""
+        """See ``Sketch``."""
         self.sketch.note(self.compressed, reach)
 
     def columns(self) -> tuple[Tensor | None, Tensor]:
@@ -221,9 +221,7 @@ class Keep:
                 return self._add((sketch, layout, tensor.shape), list(tensors), place)
         return self.factor(dense(), features=features, role=role)
 
-    def _sketch(
-        self, tensor: Tensor, features: int | None, stack: bool, role: str | None, last: bool
-    ) -> Handle:
+    def _sketch(self, tensor: Tensor, features: int | None, stack: bool, role: str | None, last: bool) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
@@ -236,9 +234,8 @@ class Keep:
             sketch, place = (_EXACT, "") if small else (call.at(own, last), own)
             return sketch, place, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
 
-        # Who shares a summary takes it as the first one made it.
-        shared = last and call.sharing is not None
-        made = call.sharing.summary(tensor, (call.sketch, matrix), make) if shared else make()
+        sharing = call.sharing if last else None  # who shares a summary takes it as the first one made it
+        made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
         sketch, place, compressed = made
         tensors, layout = compressed.split()
         return self._add((sketch, layout, tensor.shape), list(tensors), place)

@@ -218,7 +218,7 @@ class Sketch(ABC):
         ``E[x̂_i²] = x_i² + noise_i``.
 
         Returns:
-            Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.
+            Tensor that broadcasts against the shape of the summarized one; zero where the summary is exact.
 
         Raises:
             TypeError: If the sketch cannot say.
@@ -231,13 +231,7 @@ class Sketch(ABC):
         )
 
     def note(self, compressed: Compressed, reach: Callable[[], Tensor]) -> None:  # noqa: B027
-        """Takes note, before the estimate is used, of what an error in it would do; only those who measure that do so.
-
-        Args:
-            compressed: The summary.
-            reach: Returns, for each element, the sum of the squares of the derivatives of a weight's gradient by it:
-                ``[b, 1, d]`` for ``x`` in ``b`` blocks of as many rows, which are all alike.
-        """
+        """For those who measure: ``Σ (∂/∂x_j)²`` of a weight's gradient, ``[b, 1, d]`` for ``x`` in ``b`` blocks."""
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ __all__ = ["SparseRounding"]
 
 @dataclass(frozen=True)
 class SparseRounding(Sketch):
-    """Keeps one of each ``every`` successive elements, drawn at random, in ``bits`` bits, and multiplies it by ``every``.
+    """Keeps one of each ``every`` successive elements, drawn at random, in ``bits`` bits, and scales it by ``every``.
 
     Those that are kept are rounded as by ``Rounding``, whose range is theirs alone. The draw is uniform in each run of
     ``every`` elements and independent between any two runs, so that a linear function ``Σ a_i x̂_i`` of the estimate has

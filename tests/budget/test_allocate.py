@@ -159,9 +159,7 @@ def test_no_choice_is_better():
         assert rad.allocate(model, loss, budget).variance * plan.norm2 <= best * (1 + 1e-6)
 
 
-def _bytes_at(
-    coarse: Plan, place: str, bits: int, every: int, model: nn.Module, loss: Callable[[], Tensor]
-) -> int:
+def _bytes_at(coarse: Plan, place: str, bits: int, every: int, model: nn.Module, loss: Callable[[], Tensor]) -> int:
     """Bytes that another choice for a place takes more, found by trying."""
     items = tuple(Item(i.place, bits, 0, 0.0, every) if i.place == place else i for i in coarse.items)
     other = Plan(items, coarse.other, coarse.norm2, coarse.model, coarse.structure)

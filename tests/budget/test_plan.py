@@ -103,7 +103,10 @@ BAD = {
     "a place that is none": (damaged(lambda w, i: w.update(places={"x": i})), "a place reads"),
     "a place that is a number": (damaged(lambda w, i: w.update(places={3: i})), "a place reads"),
     "places that are a list": (damaged(lambda w, i: w.update(places=[i])), "places must be a mapping"),
-    "an entry that is a number": (damaged(lambda w, i: w.update(places={"a / b 0 / 0": 3})), "must hold bits, every, nbytes"),
+    "an entry that is a number": (
+        damaged(lambda w, i: w.update(places={"a / b 0 / 0": 3})),
+        "must hold bits, every, nbytes",
+    ),
     "other that is a fraction": (damaged(lambda w, i: w.update(other=0.5)), "other must be"),
     "model that is a number": (damaged(lambda w, i: w.update(model=3)), "model must be a str"),
     "exact with places": (damaged(lambda w, i: w.update(exact=True)), "exact plans have no places"),

@@ -12,7 +12,8 @@ from cases import CASES, Case
 from torch import Tensor, nn
 
 import rad
-from rad.budget.probe import BASE, contributions
+from rad.budget.probe import contributions
+from rad.budget.stand_in import BASE
 from rad.functional import Assignment
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
@@ -27,15 +28,16 @@ class Only(Assignment):
 
     place: str | None = None
     bits: int = BITS
+    keeps: Sketch | None = None
 
     sketch = BASE
 
     @property
     def key(self) -> str:  # pyright: ignore
-        return f"{self.place} {self.bits}"
+        return f"{self.place} {self.bits} {self.keeps}"
 
     def at(self, place: str, last: bool = False) -> Sketch:
-        return rad.Rounding(bits=self.bits) if self.place in (None, place) else rad.Exact()
+        return (self.keeps or rad.Rounding(bits=self.bits)) if self.place in (None, place) else rad.Exact()
 
 
 def measured(model: nn.Module, loss: Callable[[], Tensor], which: Only, draws: int) -> tuple[float, float]:
@@ -251,3 +253,27 @@ def test_what_cannot_be_differentiated_twice_is_told():
     x = torch.randn(40, 8)
     with pytest.raises(ValueError, match="cannot be differentiated once more"):
         contributions(model, lambda: model[1](Once.apply(model[0](x))).square().sum(), 1, 1, 0)
+
+
+@pytest.mark.parametrize("net", ["attention", "convolutions"])
+def test_sampling_is_predicted(net):
+    model, loss = NETS[net]()
+    each = [contributions(model, loss, 1, 1, seed) for seed in range(20)]
+    sampled = [place for place, by in each[0].sampling.items() if by]
+    place = next(p for p in sampled if ("conv2d" if net == "convolutions" else "gelu") in p)
+    last = next(p for p in reversed(sampled) if "linear" in p)
+    for where in (place, last):
+        sums = torch.tensor([c.sampling[where][4] + 4 * c.variance[where] / 15**2 for c in each])
+        which = Only(where, keeps=rad.SparseRounding(bits=4, every=4))
+        actual, error = measured(model, loss, which, 100)
+        # Signs are drawn for elements, and of convolutions runs are taken for independent.
+        near = 0.25 if "conv2d" in where else 0.1
+        assert sums.mean().item() == pytest.approx(actual, rel=near, abs=4 * error), where
+
+
+def test_elements_that_meet_are_not_sampled():
+    model, loss = attention()
+    found = contributions(model, loss, 1, 1, 0).sampling
+    meet = [place for place, by in found.items() if not by]
+    assert meet
+    assert all("norm" in place or "softmax" in place or "attention" in place for place in meet), meet

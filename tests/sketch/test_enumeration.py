@@ -135,7 +135,7 @@ def test_every_draw_of_sampling_and_rounding(monkeypatch):
 
 def test_each_element_of_a_run_is_as_likely(monkeypatch):
     # One group of two runs of three: numbers of the group, then of both places in it; without rounding errors.
-    sketch = rad.SparseRounding(bits=16, every=3)
+    sketch = rad.SparseRounding(bits=16, every=3, group=2)
     x = torch.tensor([[1.0, 2, 3, 4, 5, 6]], dtype=torch.float64)
     outcomes = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
     found = enumerate_draws(monkeypatch, sketch, x, "integers", outcomes)
