@@ -106,8 +106,7 @@ def _convolution(
         grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
         weight = None if weight is None else weight.to(grad.dtype)
-        # Both gradients by one call are faster where weights are large. Else the input's comes afterwards, when the
-        # dense estimate is gone.
+        # Both by one call are faster where weights are large. Else the input's comes when the dense estimate is gone.
         together = weight is not None and math.prod(shape) <= math.prod(sizes) and not torch.is_grad_enabled()
         grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
         if weight is not None and grad_x is None:

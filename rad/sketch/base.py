@@ -50,9 +50,8 @@ class Compressed:
 
     Attributes:
         kept: The summary itself; together with the seed, all that has to live until the backward pass.
-        seed: int64 scalar on the CPU from which the randomness is replayed; ``None`` where ``kept`` is the tensor
-            itself. It is a tensor so that it travels with ``kept`` through saved-tensor hooks: a recomputed
-            forward pass (``torch.utils.checkpoint``) then brings the seed that belongs to its own summary.
+        seed: int64 scalar on the CPU from which the randomness is replayed, ``None`` where ``kept`` is the tensor
+            itself; a tensor, for it travels with ``kept`` where a forward pass is recomputed.
         shape: Shape ``[n, d]`` or ``[m, n, d]`` of the tensor summarized.
         dtype: Its dtype.
     """
@@ -290,8 +289,7 @@ def kept_count(allowed: float, what: str) -> int:
     Returns:
         The largest whole number of units within the budget, or 1.
     """
-    # The small factor keeps 0.29 * 100 = 28.999999999999996 from being rounded down to 28.
-    count = math.floor(allowed * (1 + 1e-12))
+    count = math.floor(allowed * (1 + 1e-12))  # so that 0.29 * 100 = 28.999999999999996 is not rounded down to 28
     if count < 1:
         warnings.warn(
             f"the budget allows {allowed:.3g} {what}; one is kept, which is more than the budget",
