@@ -9,11 +9,13 @@ from rad.sketch import (
     BudgetFloorWarning,
     Exact,
     LowBitsWarning,
+    MixedRounding,
     Project,
     RoundedSample,
     Rounding,
     Sample,
     Sketch,
+    SparseRounding,
 )
 
 __all__ = [
@@ -23,12 +25,14 @@ __all__ = [
     "Exact",
     "MostlyExactWarning",
     "LowBitsWarning",
+    "MixedRounding",
     "Plan",
     "Project",
     "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
+    "SparseRounding",
     "allocate",
     "budget",
     "convert",

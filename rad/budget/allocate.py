@@ -1,4 +1,4 @@
-"""Bits for each kept tensor of a model, so that the variance of the gradient is least within so many bytes."""
+"""What to keep of each tensor of a model, so that the variance of the gradient is least within so many bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from rad.budget.choose import cheapest, least_loss
-from rad.budget.plan import Item, Plan, fingerprint
-from rad.budget.probe import BASE, Contributions, contributions
+from rad.budget.plan import Item, Plan, fingerprint, sketch_of
+from rad.budget.probe import Contributions, contributions
 from rad.budget.size import bytes_of, shown
-from rad.functional import Assignment
-from rad.measure import Ledger, saved_bytes
+from rad.budget.stand_in import EVERY
+from rad.measure import saved_bytes
 from rad.measure.explain import undisturbed
 from rad.nn import Seeds
 from rad.nn.convert import check_module, for_a_while
-from rad.sketch import Exact, Rounding, Sketch
+from rad.sketch import Exact
 from rad.sketch.bits import MAX_BITS
 
 __all__ = ["AllExactWarning", "allocate"]
 
-_WIDTHS = range(1, MAX_BITS + 1)
-_CLOSE = 0.99  # of the bytes asked for; more attempts are not worth their forward passes
+_FEW = range(1, 5)  # bits of what is sampled: where more are worth their bytes, so are more elements
 _ATTEMPTS = 6
+_LEFT = 0.005  # of the bytes asked for, which is not worth parting a tensor for
 
 
 class AllExactWarning(UserWarning):
@@ -47,11 +47,13 @@ def allocate(
     passes: int = 1,
     seed: int = 0,
 ) -> Plan:
-    """Finds how many bits each kept tensor should get.
+    """Finds how many bits each kept tensor should get, and of how many of its elements.
 
     One recorded backward pass, differentiated once more, tells what the noise of every kept tensor adds to the variance
-    of the gradient (``rad.budget.probe``). It falls with ``(2^bits − 1)²`` while bytes grow with the bits, so that the
-    best choice is a knapsack (``rad.budget.choose``). The model is not changed::
+    of the gradient (``rad.budget.probe``), and all bytes. The variance falls with ``(2^bits − 1)²`` while bytes grow
+    with the bits; keeping one element in 2, 4, 8 or 16 takes less than one bit (``rad.SparseRounding``), wherever no
+    two elements of a tensor meet in a product. So the best choice is a knapsack (``rad.budget.choose``); what it leaves
+    over gives a part of one tensor another bit (``rad.MixedRounding``). The model is not changed::
 
         plan = rad.allocate(model, lambda: loss_fn(model(x), y), nbytes="50MB")
         print(plan)
@@ -62,8 +64,9 @@ def allocate(
 
     Args:
         model: Plain or converted, with the loss in it or not; what is outside of it stays exact and counts.
-        loss: Runs a forward pass on a batch of the usual size and returns the loss. It is called some five times, and
-            one of these needs as much memory as exact gradients do, and more.
+        loss: Runs a forward pass on a batch of the usual size and returns the loss. It is called
+            once for each pass and batch, and once more where everything might be kept exactly; each call needs as much
+            memory as exact gradients do, and more.
         nbytes: What autograd may hold between forward and backward pass, parameters apart: a number or a size such as
             ``"50MB"`` or ``"1.5GiB"``.
         variance: In place of ``nbytes``: what all summaries together may add to the variance of the gradient, summed
@@ -71,7 +74,9 @@ def allocate(
         batches: How many calls of ``loss`` the measurement is averaged over, where it draws a batch anew each time.
         draws: Of random signs for each; one is good to some per cent of the whole variance of a net of many layers.
         passes: How often to measure: each time but the first with the noise of the plan before, so that what noise does
-            to noise counts as well. Where most tensors get one or two bits, two passes predict better than one.
+            to noise counts as well. One pass sees no more of that than its first order, and promises too little
+            variance where that is most of it: with fewer than about two bits a value, and in nets that spend nearly all
+            of theirs on a few tensors (vision transformers). Two passes then predict better, and choose better.
         seed: Of the signs. The global generator, and that of the model's summaries, are left as they were.
 
     Returns:
@@ -85,19 +90,22 @@ def allocate(
     limit = check(model, nbytes, variance, batches, draws, passes, seed)
     # A compiled model runs as it was written, for its graphs know nothing of all this.
     with undisturbed(model), torch.compiler.set_stance("force_eager"):
-        options = _Options.of(model, loss, limit)
-        if isinstance(options, Plan):
-            return options
         found, plan = contributions(model, loss, batches, draws, seed), None
+        choices = _Choices(found)
+        if limit < choices.least:
+            raise ValueError(
+                f"nbytes is {int(limit):,}, but what must be kept exactly and the coarsest summaries of the rest take "
+                f"{choices.least:,} bytes ({shown(choices.least)}), the least that is possible"
+            )
+        if math.isfinite(limit) and limit >= choices.fine and (exact := _all_exact(model, loss, limit)) is not None:
+            return exact
         for i in range(passes):
             if plan is not None:
-                bits = {item.place: item.bits for item in plan.items}
-                again = contributions(model, loss, batches, draws, seed + i, lambda place, bits=bits: bits.get(place))
-                found = replace(again, norm2=found.norm2)
-            if variance is None:
-                plan = options.best(model, loss, found, limit)
-            else:
-                plan = options.fewest(model, found, float(variance))
+                sketches = {item.place: item.sketch for item in plan.items}
+                again = contributions(model, loss, batches, draws, seed + i, sketches.get)
+                choices = _Choices(replace(again, norm2=found.norm2, held=found.held))
+            chosen = choices.best(limit) if variance is None else choices.cheapest(float(variance))
+            plan = choices.plan(model, chosen, limit)
         assert plan is not None
         return plan
 
@@ -131,120 +139,157 @@ def check(
     return math.inf if nbytes is None else bytes_of(nbytes)
 
 
-class _Uniform(Assignment):
-    """The same bits everywhere."""
-
-    sketch = BASE
-
-    def __init__(self, bits: int) -> None:
-        self.bits, self.key = bits, f"{bits} bits"
-
-    def at(self, place: str) -> Sketch:
-        """See ``Assignment``."""
-        return Rounding(bits=self.bits)
-
-
 @dataclass(frozen=True)
-class _Options:
-    """What can be chosen from.
+class _Option:
+    """What a place may keep: all, or so many bits of one element in so many."""
+
+    bits: float | None
+    every: int = 1
+
+    def held(self, counts: list[int]) -> int:
+        """Bytes of tensors of so many elements, with a seed for each."""
+        assert self.bits is not None
+        sketch = sketch_of(self.bits, self.every)
+        return sum(sketch.held(count) + 8 for count in counts)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def variance(self, rounded: float, sampled: Mapping[int, float]) -> float:
+        """That it adds, of what one bit of each element does and what sampling alone does."""
+        if self.bits is None:
+            return 0.0
+        noise = self.every * rounded / (2**self.bits - 1) ** 2
+        return noise if self.every == 1 else noise + sampled.get(self.every, math.inf)
+
+
+_OPTIONS = (
+    *(_Option(bits, every) for every in reversed(EVERY) for bits in _FEW),
+    *(_Option(bits) for bits in range(1, MAX_BITS + 1)),
+    _Option(None),
+)
+
+
+class _Choices:
+    """What can be chosen from, and what it takes and adds.
 
     Attributes:
-        packed: Of each place, the bytes that one bit of every element takes.
-        ranges: Of each place, bytes that it takes whatever the bits: ranges and seeds.
+        places: Their names.
+        costs: Bytes ``[places, options]``; infinite where there is no such option.
+        losses: Variance ``[places, options]``.
+        whole: Of each place, by storage, the bytes of the tensors themselves, where these are not held anyway.
         other: Bytes held besides.
     """
 
-    packed: dict[str, int]
-    ranges: dict[str, int]
-    other: int
-
-    @classmethod
-    def of(cls, model: nn.Module, loss: Callable[[], Tensor], limit: float) -> _Options | Plan:
-        """Measures them; a plan already if everything may be exact."""
-        ledger = _held(model, _Uniform(1), loss)
-        if limit < ledger.total:
-            raise ValueError(
-                f"nbytes is {int(limit):,}, but what must be kept exactly and one bit for each element of the rest "
-                f"take {ledger.total:,} bytes ({shown(ledger.total)}), the least that is possible"
-            )
-        packed: dict[str, int] = {}
-        ranges: dict[str, int] = {}
-        for entry in ledger.entries:
-            if entry.place and not entry.parameter:
-                own = packed if entry.dtype == torch.uint8 else ranges
-                own[entry.place] = own.get(entry.place, 0) + entry.nbytes
-        options = cls(packed, ranges, ledger.total - sum(packed.values()) - sum(ranges.values()))
-        if limit >= options.other + sum(ranges.values()) + 8 * sum(packed.values()) and math.isfinite(limit):
-            exact = _held(model, Exact(), loss).total
-            if limit >= exact:
-                warnings.warn(
-                    f"nbytes is {int(limit):,}, but exact gradients hold no more than {exact:,} bytes; everything is "
-                    "kept exactly",
-                    AllExactWarning,
-                    stacklevel=4,
-                )
-                return Plan((), exact, 0.0, type(model).__name__, fingerprint(model), exact=True)
-        return options
-
-    def fewest(self, model: nn.Module, found: Contributions, variance: float) -> Plan:
-        """The plan of the fewest bytes within a variance."""
-        places, costs, losses = self._choices(found)
-        chosen = cheapest(costs, losses, variance * found.norm2)
-        return self._plan(model, found, places, chosen, costs, losses, self.other)
-
-    def best(self, model: nn.Module, loss: Callable[[], Tensor], found: Contributions, limit: float) -> Plan:
-        """The plan of the least variance, tried out: what is exact may be held by others as well, for nothing."""
-        places, costs, losses = self._choices(found)
-        room, best, most = limit - self.other, None, 0
-        for _ in range(_ATTEMPTS):
-            chosen = least_loss(costs, losses, room)
-            plan = self._plan(model, found, places, chosen, costs, losses, self.other)
-            if all(item.bits for item in plan.items):
-                return plan  # bytes of rounded tensors add up in any case
-            held = _held(model, plan, loss).total
-            if held <= limit and held >= most:
-                best = self._plan(model, found, places, chosen, costs, losses, self.other + held - plan.nbytes)
-                most = held
-            if held <= limit and (held == plan.nbytes or held >= _CLOSE * limit):
-                break
-            room += limit - held
-        if best is not None:
-            return best
-        costs[:, -1] = np.inf
-        return self._plan(
-            model, found, places, least_loss(costs, losses, limit - self.other), costs, losses, self.other
-        )
-
-    def _choices(self, found: Contributions) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Places, and bytes and variance of each by bits and, at last, exact."""
+    def __init__(self, found: Contributions) -> None:
+        held = found.held
         # What torch.utils.checkpoint recomputes is held only then: it has a variance, but takes no bytes until then.
-        places = [*self.packed, *(p for p in found.variance if p not in self.packed)]
-        whole = {p: found.nbytes.get(p, np.inf) for p in self.packed}
-        sizes = [
-            [self.ranges.get(p, 0) + b * self.packed.get(p, 0) for b in _WIDTHS] + [whole.get(p, np.inf)]
-            for p in places
-        ]
-        losses = [[found.variance.get(p, 0.0) / (2**b - 1) ** 2 for b in _WIDTHS] + [0.0] for p in places]
-        shape = len(places), len(_WIDTHS) + 1
-        return places, np.array(sizes, dtype=np.float64).reshape(shape), np.array(losses).reshape(shape)
+        self.places = [*held.counts, *(p for p in found.variance if p not in held.counts)]
+        self.whole, self.other, self.found = held.whole, held.other, found
+        shape = len(self.places), len(_OPTIONS)
+        self.costs, self.losses = np.empty(shape), np.empty(shape)
+        for i, place in enumerate(self.places):
+            counts = held.counts.get(place, [])
+            rounded, sampled = found.variance.get(place, 0.0), found.sampling.get(place, {})
+            for j, option in enumerate(_OPTIONS):
+                self.losses[i, j] = option.variance(rounded, sampled)
+                self.costs[i, j] = option.held(counts) if option.bits else self._exact(place)
+        self.costs[np.isinf(self.losses)] = np.inf
+        self.losses[np.isinf(self.losses)] = 0.0
 
-    def _plan(
-        self,
-        model: nn.Module,
-        found: Contributions,
-        places: list[str],
-        chosen: np.ndarray,
-        costs: np.ndarray,
-        losses: np.ndarray,
-        other: int,
-    ) -> Plan:
-        items = tuple(
-            Item(place, None if i == len(_WIDTHS) else _WIDTHS[i], int(math.ceil(cost[i])), float(loss[i]))
-            for place, i, cost, loss in zip(places, chosen.tolist(), costs, losses, strict=True)
-        )
-        return Plan(items, other, found.norm2, type(model).__name__, fingerprint(model))
+    @property
+    def least(self) -> int:
+        """Bytes of the coarsest summaries."""
+        return self.other + int(self.costs.min(1).sum()) if self.places else self.other
+
+    @property
+    def fine(self) -> int:
+        """Bytes of eight bits for each element, where it may be worth asking what exact gradients hold."""
+        return self.other + int(self.costs[:, _OPTIONS.index(_Option(8))].sum())
+
+    def _exact(self, place: str) -> float:
+        return sum(self.whole[place].values()) if place in self.whole else math.inf
+
+    def cheapest(self, variance: float) -> list[int]:
+        """The options of the fewest bytes within a variance, in units of ``‖g‖²``."""
+        return cheapest(self.costs, self.losses, variance * self.found.norm2).tolist()
+
+    def best(self, limit: float) -> list[int]:
+        """The options of the least variance within so many bytes."""
+        room, best, most = limit - self.other, None, math.inf
+        for _ in range(_ATTEMPTS):
+            chosen = least_loss(self.costs, self.losses, room).tolist()
+            held, loss = self.other + sum(self.held(chosen)), self._loss(chosen)
+            if held <= limit and loss < most:
+                best, most = chosen, loss
+            spare = limit - held  # what two places keep whole is held once
+            if held > limit or self.other + self._cost(chosen) == held:
+                break
+            room = self._cost(chosen) + spare
+        assert best is not None
+        return best
+
+    def filled(self, chosen: list[int], limit: float) -> dict[int, tuple[float, int, float]]:
+        """Bits, bytes and variance of a place that takes up what is left, one bit more for a part of its elements."""
+        left = limit - self.other - sum(self.held(chosen))
+        if left <= _LEFT * limit:
+            return {}
+        found: dict[int, tuple[float, int, float]] = {}
+        most = 0.0
+        for i, j in enumerate(chosen):
+            option, counts = _OPTIONS[j], self.found.held.counts.get(self.places[i], [])
+            if option.bits is None or option.every > 1 or option.bits == MAX_BITS or not counts:
+                continue
+            part = min(1.0, left / (self.costs[i, j + 1] - self.costs[i, j]))
+            gain = part * (self.losses[i, j] - self.losses[i, j + 1])
+            for eighth in range(8, 0, -1):  # two ranges of parts, and borders of groups, may take a little more
+                bits = option.bits + math.floor(part * eighth / 8 * 1024) / 1024
+                cost = _Option(bits).held(counts)
+                if cost - self.costs[i, j] <= left:
+                    break
+            else:
+                continue
+            if gain > most:
+                most, finer = gain, bits - option.bits
+                loss = float(finer * self.losses[i, j + 1] + (1 - finer) * self.losses[i, j])
+                found = {i: (bits, cost, loss)}
+        return found
+
+    def held(self, chosen: list[int]) -> list[int]:
+        """Bytes of each place; what several keep whole counts for the first."""
+        counted: set[int] = set()
+        found = []
+        for i, place in enumerate(self.places):
+            if _OPTIONS[chosen[i]].bits is None:
+                mine = {s: n for s, n in self.whole.get(place, {}).items() if s not in counted}
+                counted.update(mine)
+                found.append(sum(mine.values()))
+            else:
+                found.append(int(self.costs[i, chosen[i]]))
+        return found
+
+    def _cost(self, chosen: list[int]) -> float:
+        return sum(self.costs[i, j] for i, j in enumerate(chosen))
+
+    def _loss(self, chosen: list[int]) -> float:
+        return sum(self.losses[i, j] for i, j in enumerate(chosen))
+
+    def plan(self, model: nn.Module, chosen: list[int], limit: float) -> Plan:
+        """The plan of chosen options."""
+        filled = self.filled(chosen, limit) if math.isfinite(limit) else {}
+        items = []
+        for i, (place, j, nbytes) in enumerate(zip(self.places, chosen, self.held(chosen), strict=True)):
+            bits, nbytes, loss = filled.get(i, (_OPTIONS[j].bits, nbytes, float(self.losses[i, j])))
+            items.append(Item(place, bits, nbytes, loss, _OPTIONS[j].every))
+        return Plan(tuple(items), self.other, self.found.norm2, type(model).__name__, fingerprint(model))
 
 
-def _held(model: nn.Module, sketch: Sketch | Assignment, loss: Callable[[], Tensor]) -> Ledger:
-    with for_a_while(model, sketch, generator=Seeds(0)):
-        return saved_bytes(loss)
+def _all_exact(model: nn.Module, loss: Callable[[], Tensor], limit: float) -> Plan | None:
+    """The plan that keeps everything exactly, if that fits."""
+    with for_a_while(model, Exact(), generator=Seeds(0)):
+        exact = saved_bytes(loss).total
+    if limit < exact:
+        return None
+    warnings.warn(
+        f"nbytes is {int(limit):,}, but exact gradients hold no more than {exact:,} bytes; everything is kept exactly",
+        AllExactWarning,
+        stacklevel=3,
+    )
+    return Plan((), exact, 0.0, type(model).__name__, fingerprint(model), exact=True)

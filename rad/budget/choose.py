@@ -76,7 +76,7 @@ def _filled(costs: np.ndarray, losses: np.ndarray, limit: float, chosen: np.ndar
         possible = (more <= left) & (gain > 0)
         if not possible.any():
             return chosen
-        worth = np.where(possible, gain / np.maximum(more, 1e-300), -1.0)
+        worth = np.where(possible, np.where(possible, gain, 0.0) / np.maximum(more, 1e-300), -1.0)
         place, option = np.unravel_index(worth.argmax(), worth.shape)
         chosen[place] = option
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from typing import Any
 import yaml
 from torch import nn
 
-from rad.budget.probe import BASE
+from rad.budget.stand_in import BASE
 from rad.functional import Assignment
-from rad.sketch import Exact, Rounding, Sketch
+from rad.sketch import Exact, MixedRounding, Rounding, Sketch, SparseRounding
 from rad.sketch.bits import MAX_BITS
 
 __all__ = ["Item", "Plan", "fingerprint"]
 
 _WIDTH = 64  # of names in a table, at most
+_ENTRY = ("bits", "every", "nbytes", "variance")
 _HEAD = ("model", "structure", "exact", "other", "norm2", "places")
 
 
@@ -30,15 +32,38 @@ class Item:
 
     Attributes:
         place: ``module / function n / role``; see ``rad.functional.Assignment``.
-        bits: Of each element, or ``None`` where the tensor itself is kept.
+        bits: Of each element, or ``None`` where the tensor itself is kept; 2.25 are 3 for a quarter of them and 2 for
+            the rest.
         nbytes: Bytes held for it.
         variance: What it adds to the variance of the gradient, summed over all entries.
+        every: Of how many elements one is kept.
     """
 
     place: str
-    bits: int | None
+    bits: float | None
     nbytes: int
     variance: float
+    every: int = 1
+
+    @property
+    def sketch(self) -> Sketch:
+        """By which it keeps that."""
+        return Exact() if self.bits is None else sketch_of(self.bits, self.every)
+
+    @property
+    def amount(self) -> str:
+        """How much of each element, in a word."""
+        if self.bits is None:
+            return "exact"
+        return f"{self.bits:.4g}" if self.every == 1 else f"{self.bits} of 1 in {self.every}"
+
+
+def sketch_of(bits: float, every: int) -> Rounding | MixedRounding | SparseRounding:
+    """That keeps one element in so many, in so many bits."""
+    whole = math.floor(bits)
+    if every > 1:
+        return SparseRounding(bits=whole, every=every)
+    return Rounding(bits=whole) if bits == whole else MixedRounding(bits=whole, finer=bits - whole)
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,7 @@ class Plan(Assignment):
     @cached_property
     def key(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See ``Assignment``."""
-        what = [self.structure, str(self.exact), *(f"{item.place} {item.bits}" for item in self.items)]
+        what = [self.structure, str(self.exact), *(f"{item.place} {item.sketch}" for item in self.items)]
         return f"plan {hashlib.sha256(chr(10).join(what).encode()).hexdigest()[:16]}"
 
     @property
@@ -84,7 +109,7 @@ class Plan(Assignment):
         """Predicted variance that all summaries add together, in units of ``‖g‖²``."""
         return sum(item.variance for item in self.items) / self.norm2 if self.norm2 else 0.0
 
-    def at(self, place: str) -> Sketch:
+    def at(self, place: str, last: bool = False) -> Sketch:
         """See ``Assignment``."""
         if self.exact:
             return self.sketch
@@ -98,7 +123,7 @@ class Plan(Assignment):
 
     @cached_property
     def _sketches(self) -> dict[str, Sketch]:
-        return {item.place: Exact() if item.bits is None else Rounding(bits=item.bits) for item in self.items}
+        return {item.place: item.sketch for item in self.items}
 
     def check(self, model: nn.Module) -> None:
         """Refuses a model for which it was not made.
@@ -127,9 +152,7 @@ class Plan(Assignment):
             "exact": self.exact,
             "other": self.other,
             "norm2": self.norm2,
-            "places": {
-                item.place: {"bits": item.bits, "nbytes": item.nbytes, "variance": item.variance} for item in self.items
-            },
+            "places": {item.place: {name: getattr(item, name) for name in _ENTRY} for item in self.items},
         }
 
     def save(self, path: str | Path) -> None:
@@ -172,13 +195,18 @@ class Plan(Assignment):
         for place, entry in places.items():
             if not isinstance(place, str) or place.count(" / ") < 2:
                 raise _Unfit(f"a place reads 'module / function n / role', got {place!r:.60}")
-            _fields(entry, ("bits", "nbytes", "variance"), repr(place))
+            _fields(entry, _ENTRY, repr(place))
             bits = entry["bits"]
             if bits is not None:
-                _number(bits, f"bits of {place!r}", int, 1, MAX_BITS)
+                _number(bits, f"bits of {place!r}", float, 1, MAX_BITS)
+            _number(entry["every"], f"every of {place!r}", int, 1, 2**16)
+            if entry["every"] > 1 and not isinstance(bits, int):
+                raise _Unfit(
+                    f"bits of {place!r}, of which one in {entry['every']} is kept, must be whole, got {bits!r}"
+                )
             _number(entry["nbytes"], f"nbytes of {place!r}", int, 0, 2**63)
             _number(entry["variance"], f"variance of {place!r}", float, 0, sys.float_info.max)
-            items.append(Item(place, bits, entry["nbytes"], float(entry["variance"])))
+            items.append(Item(place, bits, entry["nbytes"], float(entry["variance"]), entry["every"]))
         _number(whole["other"], "other", int, 0, 2**63)
         _number(whole["norm2"], "norm2", float, 0, sys.float_info.max)
         for name, kind in (("model", str), ("structure", str), ("exact", bool)):
@@ -195,8 +223,7 @@ class Plan(Assignment):
         rows = [("place", "bits", "bytes", "share of variance")]
         for item in self.items:
             name = item.place if len(item.place) <= _WIDTH else "…" + item.place[1 - _WIDTH :]
-            bits = "exact" if item.bits is None else str(item.bits)
-            rows.append((name, bits, f"{item.nbytes:,}", f"{item.variance / total:.2%}"))
+            rows.append((name, item.amount, f"{item.nbytes:,}", f"{item.variance / total:.2%}"))
         rows.append(("everything" if self.exact else "besides", "", f"{self.other:,}", ""))
         rows.append(("total", "exact" if self.exact else "", f"{self.nbytes:,}", f"{self.variance:.3g} of ‖g‖²"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]

@@ -36,5 +36,10 @@ class Assignment(ABC):
         """
 
     @abstractmethod
-    def at(self, place: str) -> Sketch:
-        """The sketch of a place."""
+    def at(self, place: str, last: bool = False) -> Sketch:
+        """The sketch of a place.
+
+        Args:
+            place: Its name.
+            last: Whether what is kept there forms the gradient of a parameter, or another leaf, and nothing else.
+        """

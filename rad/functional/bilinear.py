@@ -80,23 +80,21 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
     b_ = keep.factor(b, keep.wants(a))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads: list[Tensor | None] = [grad if wants_bias else None, None, None]
+        grad_bias = (grad if beta == 1 else grad * beta).sum_to_size(shapes[0]) if wants_bias else None  # pyright: ignore
+        grad = grad if alpha == 1 else grad * alpha
+        grad_a = grad_b = None
         # One estimate at a time.
         if a_ is not None:
-            item = kept[a_]
+            item, flat = kept[a_], grad.reshape(-1, grad.shape[-1])
             if rows and isinstance(item, Summary):
-                grads[2] = item.grad_weight(grad.reshape(-1, grad.shape[-1])).mT
+                grad_b = item.grad_weight(flat).mT
             elif rows:
-                grads[2] = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ grad.reshape(-1, grad.shape[-1])
+                grad_b = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ flat
             else:
-                grads[2] = kept.dense(a_).to(grad.dtype).mT @ grad
+                grad_b = (kept.dense(a_).to(grad.dtype).mT @ grad).sum_to_size(shapes[2])  # pyright: ignore
             del item
         if b_ is not None:
-            grads[1] = grad @ kept.dense(b_).to(grad.dtype).mT
-        for i, (shape, scale) in enumerate(zip(shapes, (beta, alpha, alpha), strict=True)):
-            g = grads[i]
-            if g is not None:
-                grads[i] = (g if scale == 1 else g * scale).sum_to_size(shape)  # pyright: ignore
-        return tuple(grads)
+            grad_a = (grad @ kept.dense(b_).to(grad.dtype).mT).sum_to_size(shapes[1])  # pyright: ignore
+        return grad_bias, grad_a, grad_b
 
     return function(a, b) if bias is None else function(bias, a, b, **scales), backward

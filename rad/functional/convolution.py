@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rad.functional.autocast import autocast
 from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
@@ -105,10 +106,11 @@ def _convolution(
         grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
         weight = None if weight is None else weight.to(grad.dtype)
-        # Both gradients by one call are faster, most of all where weights are large. Where the input is the larger one
-        # its gradient comes afterwards, when a dense estimate is gone.
+        # Both by one call are faster, most of all where weights are large. Where the input is the larger one its
+        # gradient comes when a dense estimate is gone; where they are differentiated each has a node of its own.
         held = summary is not None and summary.compressed.exact
-        together = weight is not None and (held or math.prod(shape) <= math.prod(sizes))
+        small = held or math.prod(shape) <= math.prod(sizes)
+        together = weight is not None and small and not torch.is_grad_enabled()
         grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
         if weight is not None and grad_x is None:
             grad_x = _of_input(weight, grad)
@@ -117,12 +119,16 @@ def _convolution(
     def _of_weight(
         summary: Summary, weight: Tensor | None, grad: Tensor, together: bool
     ) -> tuple[Tensor | None, Tensor]:
+        if geometry is not None:
+            summary.note(lambda to=geometry: _reach(grad.detach(), to).reshape(-1, 1, math.prod(shape[2:])))
         index, values = summary.columns() if geometry is not None else (None, summary.dense())
         if geometry is not None and index is not None:
             return None, _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
         # Of a weight stock reads the shape here, and yet copies one that has no memory of its own.
         read = stand_in(sizes, grad) if weight is None else weight
         dense = values.view(shape).to(grad.dtype)
+        if torch.is_grad_enabled():
+            return None, _OfWeight.apply(grad, dense, moves, sizes, function, options)  # pyright: ignore
         grad_x, grad_weight, _ = _stock_backward(grad, dense, read, moves, [together, True, False])
         return grad_x, grad_weight
 
@@ -182,6 +188,23 @@ def _stock_backward(grad: Tensor, x: Tensor, weight: Tensor, moves: _Moves, mask
     return grads
 
 
+class _OfWeight(torch.autograd.Function):
+    """The weight's gradient where it is differentiated itself: PyTorch forms what nobody asks for along with that."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, moves: _Moves, sizes: torch.Size, *run: Any) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.moves, ctx.run = moves, run
+        return _stock_backward(grad, x, stand_in(sizes, grad), moves, [False, True, False])[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), (function, options) = ctx.saved_tensors, ctx.run
+        by_x = _stock_backward(grad, x, slope, ctx.moves, [ctx.needs_input_grad[1], False, False])[0]
+        return function(x, slope, None, **options), by_x, *(None,) * 4
+
+
 class _Geometry(NamedTuple):
     """Shapes of a convolution's operands and how the kernel moves.
 
@@ -215,6 +238,12 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
     rest = [b % stride for b, stride in zip(beyond, to.stride, strict=True)]  # of rows and columns no kernel reaches
     grad = F.conv_transpose2d(grad_out, weight, None, to.stride, to.padding, rest, to.groups, to.dilation)
     return grad[:, :, : to.input[2], : to.input[3]]
+
+
+def _reach(grad_out: Tensor, to: _Geometry) -> Tensor:
+    """The sum of the squares of all outputs' gradients that each position meets, of each group; ``[n, g, h, w]``."""
+    squares = grad_out.square().unflatten(1, (to.groups, -1)).sum(2)
+    return _grad_input(grad_out.new_ones(to.groups, 1, *to.weight[2:]), squares, to)
 
 
 def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:

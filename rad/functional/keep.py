@@ -60,9 +60,9 @@ class Call:
             role, self._unnamed = str(self._unnamed), self._unnamed + 1
         return f"{self._place} / {role}"
 
-    def at(self, place: str) -> Sketch:
-        """The sketch of a place."""
-        return self.sketch if self._assigned is None else self._assigned.at(place)
+    def at(self, place: str, last: bool = False) -> Sketch:
+        """The sketch of a place; see ``Assignment``."""
+        return self.sketch if self._assigned is None else self._assigned.at(place, last)
 
     @property
     def serves_factors(self) -> bool:
@@ -90,10 +90,8 @@ class Summary:
 
     def noise(self) -> Tensor | None:
         """The variance of each element of ``dense()``, of its shape; ``None`` where the tensor itself is kept."""
-        if self.compressed.exact:
-            return None
-        noise = tracing.noise(self.sketch, self.compressed)
-        return noise.expand(self.compressed.shape).reshape(self.shape)
+        noise = tracing.noise(self.sketch, self.compressed)  # a sketch may take note that it is asked
+        return None if self.compressed.exact else noise.expand(self.compressed.shape).reshape(self.shape)
 
     def times(self, grad: Tensor) -> Tensor:
         """``grad`` times the estimate, in the memory of the estimate where that is ours to overwrite."""
@@ -104,6 +102,10 @@ class Summary:
         if not grad.is_contiguous() or tracing.traced(grad):
             return self.dense().mul_(grad)
         return self.sketch.times(compressed, grad.view(compressed.shape)).view(self.shape)
+
+    def note(self, reach: Callable[[], Tensor]) -> None:
+        """See ``Sketch``."""
+        self.sketch.note(self.compressed, reach)
 
     def columns(self) -> tuple[Tensor | None, Tensor]:
         """The estimate without the features that are zero in all rows; see ``Sketch.columns``."""
@@ -182,7 +184,7 @@ class Keep:
         """
         if not self.wants(weight):
             return None
-        return self._sketch(tensor, features, self._call.sharing if self.is_leaf(weight) else None, stack, role)
+        return self._sketch(tensor, features, stack, role, last=self.is_leaf(weight))
 
     def factor(
         self, tensor: Tensor, wanted: bool = True, features: int | None = None, role: str | None = None
@@ -202,7 +204,7 @@ class Keep:
             return None
         if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
             return self.exact(tensor)
-        return self._sketch(tensor, features, None, False, role)
+        return self._sketch(tensor, features, False, role, last=False)
 
     def normalized(
         self, tensor: Tensor, norm: tuple[Tensor | None, Tensor, int], features: int, dense: Callable[[], Tensor]
@@ -217,9 +219,7 @@ class Keep:
                 return self._add((sketch, layout, tensor.shape), list(tensors), place)
         return self.factor(dense(), features=features, role=role)
 
-    def _sketch(
-        self, tensor: Tensor, features: int | None, sharing: Sharing | None, stack: bool, role: str | None
-    ) -> Handle:
+    def _sketch(self, tensor: Tensor, features: int | None, stack: bool, role: str | None, last: bool) -> Handle:
         if features is None:
             features = tensor.shape[-1] if tensor.dim() else 1
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
@@ -229,10 +229,10 @@ class Keep:
         small = self.serves_factors and tensor.nbytes <= _SMALL
 
         def make() -> tuple[Sketch, str, Compressed]:
-            sketch, place = (_EXACT, "") if small else (call.at(own), own)
+            sketch, place = (_EXACT, "") if small else (call.at(own, last), own)
             return sketch, place, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
 
-        # Who shares a summary takes it as the first one made it.
+        sharing = call.sharing if last else None  # who shares a summary takes it as the first one made it
         made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
         sketch, place, compressed = made
         tensors, layout = compressed.split()

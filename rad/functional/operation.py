@@ -186,7 +186,10 @@ class _Differentiable(_Apply):
         grads = grads[: job.outputs]
         if grads[0] is None and all(grad is None for grad in grads):
             return None, *(None for _ in job.places)
-        kept = Kept(job.items, dict(zip(job.saved, ctx.saved_tensors, strict=True)))
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # what is differentiated by is an estimate, and not what is kept exactly
+            saved = tuple(t.detach() for t in saved)
+        kept = Kept(job.items, dict(zip(job.saved, saved, strict=True)))
         if torch._C._is_any_autocast_enabled():
             with _no_autocast(grads):
                 found = job.backward(kept, *grads)

@@ -15,7 +15,7 @@ from rad.functional.keep import listeners
 from rad.nn import Converted
 from rad.nn.intercept import watchers
 
-__all__ = ["Entry", "Ledger", "saved_bytes"]
+__all__ = ["Entry", "Ledger", "saved_bytes", "storage_id"]
 
 OUTSIDE = "(outside any layer)"
 _WIDTHS = (38, 24, 20)  # of a table's columns but the last, at most
@@ -33,6 +33,7 @@ class Entry:
         parameter: Whether it is a parameter's, and so would be held anyway.
         place: Where a plan assigns a sketch to it, else ``""``.
         dtype: Of the tensor first saved of it.
+        storage: What tells it from others while it is held.
     """
 
     layer: str
@@ -42,6 +43,7 @@ class Entry:
     parameter: bool
     place: str = ""
     dtype: torch.dtype | None = None
+    storage: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class _Watch:
             return
         if module not in self.names:
             self.names.update({m: name or type(m).__name__ for name, m in module.named_modules()})
-            self.parameters.update(_storage_id(p) for p in module.parameters())
+            self.parameters.update(storage_id(p) for p in module.parameters())
         self.running.append(module)
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
@@ -184,7 +186,7 @@ class _Watch:
         self.operation = operation
 
     def keeps(self, how: str, tensors: list[Tensor], place: str) -> None:
-        self.kept.update({_storage_id(t): (how, place) for t in tensors})
+        self.kept.update({storage_id(t): (how, place) for t in tensors})
 
     def pack(self, tensor: Tensor) -> _Held:
         # An output that is saved comes with its graph; to hold on to that would keep freed parts of it alive.
@@ -199,14 +201,16 @@ class _Watch:
             held = ref()
             if held is None:  # its part of the graph is gone
                 continue
-            storage = _storage_id(held.tensor)
+            storage = storage_id(held.tensor)
             parameter = storage in self.parameters or isinstance(held.tensor, nn.Parameter)
             layer = OUTSIDE if module is None else self.names[module]
             keeps, place = self.kept.get(storage, ("exact", ""))
             nbytes = held.tensor.untyped_storage().nbytes()
-            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter, place, held.tensor.dtype))
+            dtype = held.tensor.dtype
+            found.setdefault(storage, Entry(layer, operation, keeps, nbytes, parameter, place, dtype, storage))
         return tuple(found.values())
 
 
-def _storage_id(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
+    """What tells the storage of a tensor from all others that exist."""
     return tensor.untyped_storage()._cdata

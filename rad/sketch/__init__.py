@@ -2,22 +2,26 @@
 
 from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
 from rad.sketch.exact import Exact
+from rad.sketch.mixed_rounding import MixedRounding
 from rad.sketch.project import Project
 from rad.sketch.rounded_sample import RoundedSample
 from rad.sketch.rounding import LowBitsWarning, Rounding
 from rad.sketch.sample import Sample
 from rad.sketch.saving import load, save
+from rad.sketch.sparse_rounding import SparseRounding
 
 __all__ = [
     "BudgetFloorWarning",
     "Compressed",
     "Exact",
     "LowBitsWarning",
+    "MixedRounding",
     "Project",
     "RoundedSample",
     "Rounding",
     "Sample",
     "Sketch",
+    "SparseRounding",
     "check_budget",
     "load",
     "save",

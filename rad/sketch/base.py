@@ -10,7 +10,7 @@ import math
 import numbers
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -50,9 +50,8 @@ class Compressed:
 
     Attributes:
         kept: The summary itself; together with the seed, all that has to live until the backward pass.
-        seed: int64 scalar on the CPU from which the randomness is replayed; ``None`` where ``kept`` is the tensor
-            itself. It is a tensor so that it travels with ``kept`` through saved-tensor hooks: a recomputed
-            forward pass (``torch.utils.checkpoint``) then brings the seed that belongs to its own summary.
+        seed: int64 scalar on the CPU from which the randomness is replayed, ``None`` where ``kept`` is the tensor
+            itself; a tensor, for it travels with ``kept`` where a forward pass is recomputed.
         shape: Shape ``[n, d]`` or ``[m, n, d]`` of the tensor summarized.
         dtype: Its dtype.
     """
@@ -218,7 +217,7 @@ class Sketch(ABC):
         ``E[x̂_i²] = x_i² + noise_i``.
 
         Returns:
-            Tensor of the shape of the summarized one, or that broadcasts against it; zero where the summary is exact.
+            Tensor that broadcasts against the shape of the summarized one; zero where the summary is exact.
 
         Raises:
             TypeError: If the sketch cannot say.
@@ -229,6 +228,9 @@ class Sketch(ABC):
             f"{type(self).__name__} cannot tell the noise of its estimates without the values, which terms of second "
             "order need; use rad.Rounding, or leave the operation exact"
         )
+
+    def note(self, compressed: Compressed, reach: Callable[[], Tensor]) -> None:  # noqa: B027
+        """For those who measure: ``Σ (∂/∂x_j)²`` of a weight's gradient, ``[b, 1, d]`` for ``x`` in ``b`` blocks."""
 
     @abstractmethod
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
@@ -287,8 +289,7 @@ def kept_count(allowed: float, what: str) -> int:
     Returns:
         The largest whole number of units within the budget, or 1.
     """
-    # The small factor keeps 0.29 * 100 = 28.999999999999996 from being rounded down to 28.
-    count = math.floor(allowed * (1 + 1e-12))
+    count = math.floor(allowed * (1 + 1e-12))  # so that 0.29 * 100 = 28.999999999999996 is not rounded down to 28
     if count < 1:
         warnings.warn(
             f"the budget allows {allowed:.3g} {what}; one is kept, which is more than the budget",

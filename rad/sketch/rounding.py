@@ -108,6 +108,11 @@ class Rounding(Sketch):
         """Elements to a group of ``count`` elements, the last one apart."""
         return _group_size(count, self.group)
 
+    def held(self, count: int) -> int:
+        """Bytes kept of so many elements in ``bits`` bits each, the seed apart."""
+        assert self.bits is not None
+        return packed_bytes(count, 1) * self.bits + -(-count // self.size(count)) * RANGE_BYTES
+
     def fraction(self, itemsize: int) -> float:
         """The share of a large tensor's bytes that is kept."""
         if self.bits is None:
@@ -142,15 +147,25 @@ class Rounding(Sketch):
         return product(grad_out, self._rebuilt(compressed, torch.float32).mul_(0.25).to(grad_out.dtype)).mul_(4)
 
     def _rebuilt(self, compressed: Compressed, dtype: torch.dtype, times: Tensor | None = None) -> Tensor:
-        (packed, ranges), count = compressed.kept, compressed.shape.numel()
-        size, out = _group_size(count, self.group), packed.new_empty(count, dtype=dtype)
-        return rebuild(packed, ranges, size, compressed.stream(), out, times).view(compressed.shape)
+        count = compressed.shape.numel()
+        return self.rebuilt(compressed.kept, count, dtype, compressed.stream(), times).view(compressed.shape)
+
+    def rebuilt(
+        self, kept: tuple[Tensor, ...], count: int, dtype: torch.dtype, stream: Stream, times: Tensor | None = None
+    ) -> Tensor:
+        """The estimate of ``count`` elements, times others if they are given, in their order."""
+        packed, ranges = kept
+        out = packed.new_empty(count, dtype=dtype)
+        return rebuild(packed, ranges, self.size(count), stream, out, times)
+
+    def noise_of_groups(self, x: Tensor) -> Tensor:
+        """What ``noise`` will be, for each group of ``size(x.numel())`` elements in turn; float64."""
+        rows = grouped(x.reshape(-1).to(compute_dtype(x.dtype)), self.size(x.numel()))
+        _, step = stored_range(rows.amin(1), rows.amax(1), self.width(x.numel(), x.element_size()))
+        return read_step(step).double().square_().div_(12)
 
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        size = _group_size(x.numel(), self.group)
-        rows = grouped(x.reshape(-1).to(compute_dtype(x.dtype)), size)
-        _, step = stored_range(rows.amin(1), rows.amax(1), self.width(x.numel(), x.element_size()))
-        noise = _of_elements(read_step(step).double().square_().div_(12), x.shape, self.group)
+        noise = _of_elements(self.noise_of_groups(x), x.shape, self.group)
         return (noise.expand(x.shape).sum(2) * grad_out.square().sum(2)).sum()
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import rad
 from rad.budget import Item, Plan
+from rad.budget.probe import contributions
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
 
@@ -179,28 +181,37 @@ def test_gradients_are_unbiased():
     assert found.bias == pytest.approx(found.bias_error, rel=0.2)
 
 
-def test_no_choice_of_bits_is_better():
+def test_no_choice_is_better():
     model, loss = perceptron()
     coarse = rad.allocate(model, loss, smallest(model, loss))
-    budget = coarse.nbytes + 2_000
-    plan = rad.allocate(model, loss, budget)
-    assert [item.place for item in plan.items] == [item.place for item in coarse.items]
-    one = [item.variance * (2 ** (item.bits or 0) - 1) ** 2 for item in plan.items]
-    per_bit = [_per_bit(coarse, item, model, loss) for item in coarse.items]
-    best = min(
-        sum(v / (2**b - 1) ** 2 for v, b in zip(one, bits, strict=True))
-        for bits in itertools.product(range(1, 11), repeat=len(one))
-        if coarse.nbytes + sum((b - 1) * n for b, n in zip(bits, per_bit, strict=True)) <= budget
-    )
-    assert all(item.bits is not None and item.bits <= 10 for item in plan.items)
-    assert plan.variance * plan.norm2 == pytest.approx(best, rel=1e-9)
+    places = [item.place for item in coarse.items]
+    assert len(places) == 4
+    found = contributions(model, loss, 1, 1, 0)
+    options = [(b, 1) for b in range(1, 7)] + [(b, every) for every in (2, 4, 8, 16) for b in (1, 2, 3, 4)]
+    costs = np.array([[_bytes_at(coarse, place, *option, model, loss) for option in options] for place in places])
+    losses = np.full((len(places), len(options)), np.inf)
+    for i, place in enumerate(places):
+        for j, (bits, every) in enumerate(options):
+            if every == 1 or found.sampling[place]:
+                sampled = 0.0 if every == 1 else found.sampling[place][every]
+                losses[i, j] = sampled + every * found.variance[place] / (2**bits - 1) ** 2
+    combinations = np.array(list(itertools.product(range(len(options)), repeat=len(places))))
+    rows = np.arange(len(places))
+    cost, loss_ = costs[rows, combinations].sum(1), losses[rows, combinations].sum(1)
+    for budget in (coarse.nbytes + 100, coarse.nbytes + 500, coarse.nbytes + 1500):
+        fits = coarse.nbytes + cost <= budget
+        best = loss_[fits].min()
+        # At just the bytes of the best choice nothing is left to be filled.
+        plan = rad.allocate(model, loss, int(coarse.nbytes + cost[fits][loss_[fits].argmin()]))
+        assert plan.variance * plan.norm2 == pytest.approx(best, rel=1e-6)
+        assert rad.allocate(model, loss, budget).variance * plan.norm2 <= best * (1 + 1e-6)
 
 
-def _per_bit(coarse: Plan, item: Item, model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that another bit takes, found by trying."""
-    items = tuple(Item(i.place, 2 if i is item else 1, i.nbytes, 0.0) for i in coarse.items)
-    finer = Plan(items, coarse.other, coarse.norm2, coarse.model, coarse.structure)
-    return held(model, loss, finer) - held(model, loss, coarse)
+def _bytes_at(coarse: Plan, place: str, bits: int, every: int, model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that another choice for a place takes more, found by trying."""
+    items = tuple(Item(i.place, bits, 0, 0.0, every) if i.place == place else i for i in coarse.items)
+    other = Plan(items, coarse.other, coarse.norm2, coarse.model, coarse.structure)
+    return held(model, loss, other) - coarse.nbytes
 
 
 def test_fewest_bytes_for_a_variance():
@@ -269,7 +280,17 @@ def test_less_than_the_least():
         rad.allocate(model, loss, least - 1)
     plan = rad.allocate(model, loss, least)
     assert plan.nbytes == least
-    assert {item.bits for item in plan.items} == {1}
+    assert {(item.bits, item.every) for item in plan.items} == {(1, 16)}
+
+
+def test_nothing_is_sampled_whose_elements_meet_in_a_product():
+    model, loss = attention()
+    plan = rad.allocate(model, loss, smallest(model, loss))
+    meet = ("normalized", "softmax", "probabilities")
+    found = {any(name in item.place for name in meet): set() for item in plan.items}
+    for item in plan.items:
+        found[any(name in item.place for name in meet)].add(item.every)
+    assert found == {True: {1}, False: {16}}
 
 
 @pytest.mark.parametrize(

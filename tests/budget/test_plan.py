@@ -112,6 +112,22 @@ def test_a_long_name_is_cut_in_front():
     assert " / linear 0 / 0  " in line
 
 
+@pytest.mark.parametrize(
+    ("item", "keeps", "word"),
+    [
+        (Item("a / b 0 / 0", None, 5, 0.0), rad.Exact(), "exact"),
+        (Item("a / b 0 / 0", 3, 5, 0.0), rad.Rounding(bits=3), "3"),
+        (Item("a / b 0 / 0", 2.25, 5, 0.0), rad.MixedRounding(bits=2, finer=0.25), "2.25"),
+        (Item("a / b 0 / 0", 2, 5, 0.0, 8), rad.SparseRounding(bits=2, every=8), "2 of 1 in 8"),
+    ],
+)
+def test_items_say_what_is_kept(item, keeps, word):
+    plan = Plan((item,), 0, 1.0, "M", "x")
+    assert plan.at(item.place) == keeps
+    assert f"  {word}  " in str(plan)
+    assert Plan.from_dict(plan.as_dict()) == plan
+
+
 def test_saved_and_loaded(tmp_path):
     plan = planned(net())
     plan.save(tmp_path / "plan.yaml")
@@ -123,7 +139,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def damaged(change) -> str:
-    item = {"bits": 3, "nbytes": 10, "variance": 0.5}
+    item = {"bits": 3, "every": 1, "nbytes": 10, "variance": 0.5}
     whole = {"model": "M", "structure": "x", "exact": False, "other": 1, "norm2": 1.0, "places": {"a / b 0 / 0": item}}
     change(whole, item)
     return yaml.safe_dump(whole)
@@ -140,6 +156,9 @@ BAD = {
     "no bits": (damaged(lambda w, i: i.update(bits=0)), "from 1 to 16, got 0"),
     "bits that are text": (damaged(lambda w, i: i.update(bits="3")), "from 1 to 16, got '3'"),
     "bits that are true": (damaged(lambda w, i: i.update(bits=True)), "from 1 to 16, got True"),
+    "one in none": (damaged(lambda w, i: i.update(every=0)), "every of .* from 1 to 65536, got 0"),
+    "one in a half": (damaged(lambda w, i: i.update(every=0.5)), "every of .* a whole number"),
+    "a part of a bit of some": (damaged(lambda w, i: i.update(bits=2.5, every=4)), "must be whole, got 2.5"),
     "negative bytes": (damaged(lambda w, i: i.update(nbytes=-1)), "nbytes of"),
     "infinite variance": (damaged(lambda w, i: i.update(variance=float("inf"))), "variance of"),
     "variance that is no number": (damaged(lambda w, i: i.update(variance=float("nan"))), "variance of"),
@@ -148,7 +167,10 @@ BAD = {
     "a place that is none": (damaged(lambda w, i: w.update(places={"x": i})), "a place reads"),
     "a place that is a number": (damaged(lambda w, i: w.update(places={3: i})), "a place reads"),
     "places that are a list": (damaged(lambda w, i: w.update(places=[i])), "places must be a mapping"),
-    "an entry that is a number": (damaged(lambda w, i: w.update(places={"a / b 0 / 0": 3})), "must hold bits, nbytes"),
+    "an entry that is a number": (
+        damaged(lambda w, i: w.update(places={"a / b 0 / 0": 3})),
+        "must hold bits, every, nbytes",
+    ),
     "other that is a fraction": (damaged(lambda w, i: w.update(other=0.5)), "other must be"),
     "model that is a number": (damaged(lambda w, i: w.update(model=3)), "model must be a str"),
     "structure that is a number": (damaged(lambda w, i: w.update(structure=3)), "structure must be a str"),
@@ -245,9 +267,10 @@ def test_plans_go_by_all_that_they_say():
     item = plan.items[0]
     others = [
         dataclasses.replace(plan, items=(dataclasses.replace(item, bits=bits), *plan.items[1:]))
-        for bits in (None, *range(1, 17))
+        for bits in (None, *range(1, 17), 2.25, 2.5)
         if bits != item.bits
     ]
+    others.append(dataclasses.replace(plan, items=(dataclasses.replace(item, bits=2, every=4), *plan.items[1:])))
     others += [dataclasses.replace(plan, structure="another"), dataclasses.replace(plan, items=plan.items[1:])]
     others.append(dataclasses.replace(plan, items=(), exact=True))
     assert len({plan.key, *(other.key for other in others)}) == 1 + len(others)

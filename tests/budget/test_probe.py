@@ -12,7 +12,8 @@ from cases import CASES, Case
 from torch import Tensor, nn
 
 import rad
-from rad.budget.probe import BASE, _Probes, contributions
+from rad.budget.probe import contributions
+from rad.budget.stand_in import BASE, Probes
 from rad.functional import Assignment
 from rad.measure import gradient_noise, gradients
 from rad.nn import Seeds
@@ -28,15 +29,16 @@ class Only(Assignment):
 
     place: str | None = None
     bits: int = BITS
+    keeps: Sketch | None = None
 
     sketch = BASE
 
     @property
     def key(self) -> str:  # pyright: ignore
-        return f"{self.place} {self.bits}"
+        return f"{self.place} {self.bits} {self.keeps}"
 
-    def at(self, place: str) -> Sketch:
-        return rad.Rounding(bits=self.bits) if self.place in (None, place) else rad.Exact()
+    def at(self, place: str, last: bool = False) -> Sketch:
+        return (self.keeps or rad.Rounding(bits=self.bits)) if self.place in (None, place) else rad.Exact()
 
 
 def measured(model: nn.Module, loss: Callable[[], Tensor], which: Only, draws: int) -> tuple[float, float]:
@@ -173,7 +175,7 @@ def test_noise_that_meets_noise():
     model, loss = deep()
     actual, error = measured(model, loss, Only(bits=1), 150)
     single = sum(contributions(model, loss, 1, 30, 0).variance.values())
-    both = sum(contributions(model, loss, 30, 1, 0, lambda _: 1).variance.values())
+    both = sum(contributions(model, loss, 30, 1, 0, lambda _: rad.Rounding(bits=1)).variance.values())
     assert error < 0.02 * actual
     assert both == pytest.approx(actual, rel=0.1)
     assert single < 0.88 * actual
@@ -203,7 +205,7 @@ def test_draws_and_batches_are_means():
 
 def test_noise_of_each_place_has_a_seed_of_its_own():
     signs = Stream(0, torch.device("cpu"))
-    seeds = [int(_Probes(lambda place: 1, signs).at(f"a / b {i} / 0").seed) for i in range(20)]
+    seeds = [int(Probes(None, signs).at(f"a / b {i} / 0").seed) for i in range(20)]
     assert len(set(seeds)) == 20
 
 
@@ -226,9 +228,10 @@ def test_bytes_are_those_that_a_kept_view_holds():
             return self.after(self.before(x)[:, :16]).square().sum()
 
     model, x = Part(), torch.randn(32, 16)
-    found = contributions(model, lambda: model(x), 1, 1, 0).nbytes
-    assert found["after / linear 0 / 0"] == 32 * 64 * 4
-    assert found["before / linear 0 / 0"] == x.nbytes
+    found = contributions(model, lambda: model(x), 1, 1, 0).held
+    assert list(found.whole["after / linear 0 / 0"].values()) == [32 * 64 * 4]
+    assert list(found.whole["before / linear 0 / 0"].values()) == [x.nbytes]
+    assert found.counts["before / linear 0 / 0"] == found.counts["after / linear 0 / 0"] == [32 * 16]
 
 
 def test_a_shared_input_counts_once():
@@ -269,3 +272,27 @@ def test_what_cannot_be_differentiated_twice_is_told():
     x = torch.randn(40, 8)
     with pytest.raises(ValueError, match="cannot be differentiated once more"):
         contributions(model, lambda: model[1](Once.apply(model[0](x))).square().sum(), 1, 1, 0)
+
+
+@pytest.mark.parametrize("net", ["attention", "convolutions"])
+def test_sampling_is_predicted(net):
+    model, loss = NETS[net]()
+    each = [contributions(model, loss, 1, 1, seed) for seed in range(20)]
+    sampled = [place for place, by in each[0].sampling.items() if by]
+    place = next(p for p in sampled if ("conv2d" if net == "convolutions" else "gelu") in p)
+    last = next(p for p in reversed(sampled) if "linear" in p)
+    for where in (place, last):
+        sums = torch.tensor([c.sampling[where][4] + 4 * c.variance[where] / 15**2 for c in each])
+        which = Only(where, keeps=rad.SparseRounding(bits=4, every=4))
+        actual, error = measured(model, loss, which, 100)
+        # Signs are drawn for elements, and of convolutions runs are taken for independent.
+        near = 0.25 if "conv2d" in where else 0.1
+        assert sums.mean().item() == pytest.approx(actual, rel=near, abs=4 * error), where
+
+
+def test_elements_that_meet_are_not_sampled():
+    model, loss = attention()
+    found = contributions(model, loss, 1, 1, 0).sampling
+    meet = [place for place, by in found.items() if not by]
+    assert meet
+    assert all("norm" in place or "softmax" in place or "attention" in place for place in meet), meet

@@ -131,3 +131,17 @@ def test_every_draw_of_sampling_and_rounding(monkeypatch):
         draws.append(sketch.expand(sketch.compress(x)))
     # Of numbers that are quarters, ½ − u is an eighth on average.
     assert abs(torch.stack(draws).mean(0)[0, 1] - step.item() / 8 - x[0, 1]) < 1e-12
+
+
+def test_each_element_of_a_run_is_as_likely(monkeypatch):
+    # One group of two runs of three: numbers of the group, then of both places in it; without rounding errors.
+    sketch = rad.SparseRounding(bits=16, every=3, group=2)
+    x = torch.tensor([[1.0, 2, 3, 4, 5, 6]], dtype=torch.float64)
+    outcomes = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    found = enumerate_draws(monkeypatch, sketch, x, "integers", outcomes)
+    assert (found.mean(0) - x).abs().max() < 1e-3
+    kept = found[:, 0] != 0
+    assert (kept[:, :3].sum(1) == 1).all()
+    assert (kept[:, 3:].sum(1) == 1).all()
+    pairs = (kept[:, :3, None] & kept[:, None, 3:]).double().mean(0)
+    assert torch.allclose(pairs, torch.full((3, 3), 1 / 9, dtype=torch.float64))
