@@ -117,7 +117,7 @@ def _convolution(
         summary: Summary, weight: Tensor | None, grad: Tensor, together: bool
     ) -> tuple[Tensor | None, Tensor]:
         if geometry is not None:
-            summary.note(lambda: _reach(grad.detach(), geometry).reshape(-1, 1, math.prod(shape[2:])))
+            summary.note(lambda to=geometry: _reach(grad.detach(), to).reshape(-1, 1, math.prod(shape[2:])))
         index, values = summary.columns() if geometry is not None else (None, summary.dense())
         if geometry is not None and index is not None:
             return None, _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
