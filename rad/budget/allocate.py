@@ -227,29 +227,29 @@ class _Choices:
         return best
 
     def filled(self, chosen: list[int], limit: float) -> dict[int, tuple[float, int, float]]:
-        """Bits, bytes and variance of a place that takes up what is left, one bit more for a part of its elements."""
+        """Bits, bytes and variance of one place that takes up what is left, a bit more for a part of its elements."""
         left = limit - self.other - sum(self.held(chosen))
         if left <= _LEFT * limit:
             return {}
         found: dict[int, tuple[float, int, float]] = {}
-        most = 0.0
+        most, one = 0.0, _OPTIONS.index(_Option(1))
         for i, j in enumerate(chosen):
-            option, counts = _OPTIONS[j], self.found.held.counts.get(self.places[i], [])
-            if option.bits is None or option.every > 1 or option.bits == MAX_BITS or not counts:
+            counts = self.found.held.counts.get(self.places[i], [])
+            if _OPTIONS[j].bits is None or not counts:
                 continue
-            part = min(1.0, left / (self.costs[i, j + 1] - self.costs[i, j]))
-            gain = part * (self.losses[i, j] - self.losses[i, j + 1])
-            for eighth in range(8, 0, -1):  # two ranges of parts, and borders of groups, may take a little more
-                bits = option.bits + math.floor(part * eighth / 8 * 1024) / 1024
-                cost = _Option(bits).held(counts)
-                if cost - self.costs[i, j] <= left:
+            room, each = self.costs[i, j] + left, self.costs[i, one + 1] - self.costs[i, one]
+            # Two ranges of parts, and borders of groups, may take a little more than as many bits do on average.
+            for spare in (0.0, 1 / 64, 1 / 16, 1 / 4):
+                bits = min(1 + math.floor(((room - self.costs[i, one]) / each - spare) * 1024) / 1024, MAX_BITS)
+                if bits >= 1 and (cost := _Option(bits).held(counts)) <= room:
                     break
             else:
                 continue
-            if gain > most:
-                most, finer = gain, bits - option.bits
-                loss = float(finer * self.losses[i, j + 1] + (1 - finer) * self.losses[i, j])
-                found = {i: (bits, cost, loss)}
+            whole = math.floor(bits)
+            coarse, fine = self.losses[i, one + whole - 1], self.losses[i, one + min(whole, MAX_BITS - 1)]
+            loss = float(coarse + (bits - whole) * (fine - coarse))
+            if self.losses[i, j] - loss > most:
+                most, found = self.losses[i, j] - loss, {i: (bits, cost, loss)}
         return found
 
     def held(self, chosen: list[int]) -> list[int]:
@@ -276,8 +276,10 @@ class _Choices:
         filled = self.filled(chosen, limit) if math.isfinite(limit) else {}
         items = []
         for i, (place, j, nbytes) in enumerate(zip(self.places, chosen, self.held(chosen), strict=True)):
-            bits, nbytes, loss = filled.get(i, (_OPTIONS[j].bits, nbytes, float(self.losses[i, j])))
-            items.append(Item(place, bits, nbytes, loss, _OPTIONS[j].every))
+            if i in filled:
+                items.append(Item(place, *filled[i]))
+            else:
+                items.append(Item(place, _OPTIONS[j].bits, nbytes, float(self.losses[i, j]), _OPTIONS[j].every))
         return Plan(tuple(items), self.other, self.found.norm2, type(model).__name__, fingerprint(model))
 
 
