@@ -79,8 +79,9 @@ def test_one_draw_for_all_steps_would_be_a_bias(stock, monkeypatch):
     dense = Kept.dense
 
     def same(kept: Kept, factors) -> Tensor:
-        steps = dense(kept, factors).unflatten(-2, (6, 12))
-        return steps[..., :1, :, :].expand_as(steps).flatten(-3, -2)
+        found = dense(kept, factors)
+        steps = found.reshape(-1, 6, 12, 3)
+        return steps[:, :1].expand_as(steps).contiguous().view(found.shape)
 
     monkeypatch.setattr(Kept, "dense", same)
     estimate, noise = measured(stock, 2)

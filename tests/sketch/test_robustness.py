@@ -92,10 +92,11 @@ def test_no_rows_and_no_features(make, shape):
 @every_sketch
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_overflows_only_where_the_result_does(make, dtype):
+@pytest.mark.parametrize(("rows", "outputs"), [(64, 3), (16, 300)], ids=["few outputs", "many outputs"])
+def test_half_precision_overflows_only_where_the_result_does(make, dtype, rows, outputs):
     """Values near the largest of float16, with gradients that bring the result back to the order of 1."""
-    x = (60_000 * (1 - normal(64, 128).abs() / 50)).to(dtype)
-    grad_out = (normal(64, 3, seed=1) * 1e-5).to(dtype)
+    x = (60_000 * (1 - normal(rows, 128).abs() / 50)).to(dtype)
+    grad_out = (normal(rows, outputs, seed=1) * 1e-5).to(dtype)
     sketch = make(0.3)
     result = sketch.grad_weight(sketch.compress(x, seed=torch.tensor(0)), grad_out)
     assert result.dtype == dtype
