@@ -102,7 +102,7 @@ CASES = [
         ("by tensors", [path(*SHAPE), constant(16)]),
         ("by one that learns, from below", [path(*SHAPE), leaf(16)]),
         ("by one that learns, from above", [path(*SHAPE), None, leaf(16)]),
-        ("by a number and one that learns", [path(*SHAPE), -0.5, leaf(16)]),
+        ("by two, of which one learns", [path(*SHAPE), constant(16), leaf(16)]),
     ),
     *lines(F.threshold, ("", [path(*SHAPE), 0.3, 2.0]), ("in place", [path(*SHAPE), 0.3, 2.0], {"inplace": True})),
     *lines(F.hardshrink, ("", [path(*SHAPE)]), ("lambd", [path(*SHAPE), 0.2])),

@@ -122,11 +122,8 @@ def contributions(
                 raise ValueError("the gradient is not finite on this batch; nothing can be said of its variance")
             for draw in range(draws):
                 for probe, slope in _derivatives(grads, probes, signs, retain=draw < draws - 1):
-                    add(
-                        probe,
-                        (0.0, {}) if slope is None else shares(probe.x, slope, probe.squared),
-                        1 / (batches * draws),
-                    )
+                    found = (0.0, {}) if slope is None else shares(probe.x, slope, probe.squared)
+                    add(probe, found, 1 / (batches * draws))
             for probe in probes.made:
                 for told in probe.seen.told:
                     add(probe, told, 1 / batches)

@@ -407,6 +407,40 @@ def test_checkpointed_parts():
     loss().backward()
 
 
+def test_bits_between_two_numbers_take_up_what_is_left():
+    model, x = nn.Linear(64, 8), torch.randn(40, 64)
+
+    def loss() -> Tensor:
+        return model(x).sum()
+
+    budget = sum(held(model, loss, rad.Rounding(bits=bits)) for bits in (3, 4)) // 2
+    plan = rad.allocate(model, loss, budget)
+    assert 0.99 * budget <= held(model, loss, plan) == plan.nbytes <= budget
+    assert [item.bits is not None and 3.4 < item.bits < 3.6 for item in plan.items] == [True]
+    assert noise(model, loss, plan, 200) == pytest.approx(plan.variance * plan.norm2, rel=0.1)
+
+
+def test_what_two_places_keep_whole_counts_once():
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.left, self.right = nn.Linear(16, 64), nn.Linear(32, 8), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.before(x)
+            return (torch.tanh(self.left(h[:, :32])) * torch.tanh(self.right(h[:, 32:]))).sum()
+
+    model, x = Halves(), torch.randn(32, 16)
+
+    def loss() -> Tensor:
+        return model(x)
+
+    plan = rad.allocate(model, loss, variance=1e-30)
+    whole = {item.place: item.nbytes for item in plan.items if item.bits is None}
+    assert sorted(n for place, n in whole.items() if place.startswith(("left", "right"))) == [0, 32 * 64 * 4]
+    assert held(model, loss, plan) == plan.nbytes
+
+
 def test_a_loss_outside_of_the_model_and_half_precision():
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8))
     x, y = torch.randn(32, 64), torch.randint(8, (32,))

@@ -296,3 +296,17 @@ def test_elements_that_meet_are_not_sampled():
     meet = [place for place, by in found.items() if not by]
     assert meet
     assert all("norm" in place or "softmax" in place or "attention" in place for place in meet), meet
+
+
+def test_a_weight_that_was_computed_is_not_the_end():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight * torch.linspace(1, 5, 16)).square().sum()
+
+    model, x = Scaled(), torch.randn(40, 16)
+    place = ". / linear 0 / 0"
+    assert_predicted(model, lambda: model(x), [place], draws=60, signs=20)
