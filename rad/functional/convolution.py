@@ -106,11 +106,9 @@ def _convolution(
         grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
         weight = None if weight is None else weight.to(grad.dtype)
-        # Both by one call are faster, most of all where weights are large. Where the input is the larger one its
-        # gradient comes when a dense estimate is gone; where they are differentiated each has a node of its own.
-        held = summary is not None and summary.compressed.exact
-        small = held or math.prod(shape) <= math.prod(sizes)
-        together = weight is not None and small and not torch.is_grad_enabled()
+        together = weight is not None and not torch.is_grad_enabled()  # both by one call are faster
+        if not (summary and summary.compressed.exact):  # a larger input's comes when its dense estimate is gone
+            together = together and math.prod(shape) <= math.prod(sizes)
         grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
         if weight is not None and grad_x is None:
             grad_x = _of_input(weight, grad)

@@ -58,13 +58,13 @@ def gradient(item: Summary | Tensor, p: Tensor, grad: Tensor, dim: int = -1) -> 
         dim: Along which they add up to one.
     """
     noise = None
-    if isinstance(item, Summary) and not item.compressed.exact:
-        if isinstance(item.sketch, Rounding) and dim in (-1, p.dim() - 1):
+    if isinstance(item, Summary):
+        if isinstance(item.sketch, Rounding) and not item.compressed.exact and dim in (-1, p.dim() - 1):
             steps, size = item.compressed.kept[1][1], item.sketch.size(p.numel())
             found = normalized.softmax_backward(p, grad, steps, size)
             if found is not None:
                 return found
-        noise = item.noise()
+        noise = item.noise()  # asked of what is exact as well: a sketch may take note
     grad_x = (grad - (p * grad).sum(dim, keepdim=True)).mul_(p)
     return grad_x if noise is None else grad_x.addcmul_(grad, noise)
 

@@ -133,17 +133,17 @@ def test_what_others_hold_exactly_is_counted_once():
 
 def test_each_measurement_is_asked_for_what_was_asked_of_it(monkeypatch):
     model, loss = perceptron()
-    seen, stock = [], module.contributions
+    seen, stock, nbytes = [], module.contributions, smallest(model, loss) + 500
 
-    def watched(model_, loss_, batches, draws, seed, bits=None):
-        seen.append((batches, draws, seed, bits))
-        return stock(model_, loss_, batches, draws, seed, bits)
+    def watched(model_, loss_, batches, draws, seed, sketches=None):
+        seen.append((batches, draws, seed, sketches))
+        return stock(model_, loss_, batches, draws, seed, sketches)
 
     monkeypatch.setattr(module, "contributions", watched)
-    plan = rad.allocate(model, loss, smallest(model, loss) + 500, batches=2, draws=3, passes=3, seed=5)
+    plan = rad.allocate(model, loss, nbytes, batches=2, draws=3, passes=3, seed=5)
     assert [call[:3] for call in seen] == [(2, 3, 5), (2, 3, 6), (2, 3, 7)]
     assert seen[0][3] is None
-    assert all(call[3](item.place) in (None, *range(1, 17)) for call in seen[1:] for item in plan.items)
+    assert all(isinstance(call[3](item.place), rad.Sketch) for call in seen[1:] for item in plan.items)
     # Those of the plan before, which are not all alike.
     assert len({seen[1][3](item.place) for item in plan.items}) > 1
 

@@ -198,9 +198,6 @@ def test_draws_and_batches_are_means():
     assert sum(both.values()) == pytest.approx(total, rel=0.5)
     assert sum(spread.variance.values()) == pytest.approx(total, rel=0.5)
     assert contributions(model, loss, 1, 1, 0).variance == single[0]
-    nbytes = contributions(model, loss, 1, 1, 0).nbytes
-    assert contributions(model, loss, 1, 3, 0).nbytes == pytest.approx(nbytes)
-    assert contributions(model, loss, 3, 2, 0).nbytes == pytest.approx(nbytes)
 
 
 def test_noise_of_each_place_has_a_seed_of_its_own():

@@ -14,7 +14,7 @@ from sketches import normal
 from torch import Tensor, nn
 
 import rad
-from rad.budget.probe import BASE
+from rad.budget.stand_in import BASE
 from rad.functional import Assignment, attention, scan
 from rad.nn.convert import for_a_while
 from rad.sketch import Sketch
@@ -31,7 +31,7 @@ class Recording(Assignment):
     def __init__(self) -> None:
         self.places: list[str] = []
 
-    def at(self, place: str) -> Sketch:
+    def at(self, place: str, last: bool = False) -> Sketch:
         # Of normalized values it is asked once more where no loops form them.
         if not (place.endswith("normalized") and self.places[-1:] == [place]):
             self.places.append(place)
