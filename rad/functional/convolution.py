@@ -106,9 +106,8 @@ def _convolution(
         grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
         weight = None if weight is None else weight.to(grad.dtype)
-        together = weight is not None and not torch.is_grad_enabled()  # both by one call are faster
-        if not (summary and summary.compressed.exact):  # a larger input's comes when its dense estimate is gone
-            together = together and math.prod(shape) <= math.prod(sizes)
+        later = math.prod(shape) > math.prod(sizes) and not (summary and summary.compressed.exact)
+        together = weight is not None and not later and not torch.is_grad_enabled()  # faster; else one by one
         grad_x, grad_weight = _of_weight(summary, weight, grad, together) if summary is not None else (None, None)
         if weight is not None and grad_x is None:
             grad_x = _of_input(weight, grad)
