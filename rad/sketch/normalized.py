@@ -86,7 +86,10 @@ def backward(
     elif kernels.usable(grad):
         out = rebuild(packed, ranges, size, compressed.stream(), torch.empty(grad.numel(), dtype=grad.dtype))
         scale = scale.reshape(-1)
-        gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.to(grad.dtype).reshape(-1)
+        # A copy: memory that an array has seen can no longer be resized, as is done with that of sharded parameters.
+        gain = (
+            torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().flatten().to(grad.dtype, copy=True)
+        )
         run = _rows_on_cpu if len(view) == 2 else _channels_on_cpu
         grad_x, sums = run(grad, out.view(view), _noise(ranges[1], grad.dtype), size, scale, gain, centered)
     else:
