@@ -1,4 +1,4 @@
-"""Recurrent nets and cells, which keep factors of each step for themselves.
+"""Recurrent nets and cells, which keep factors of all steps, each with an error of its own.
 
 Shapes: ``T`` time steps, ``n`` sequences, ``d`` input features, ``h`` hidden features, ``L`` layers, ``D`` directions;
 ``r`` rows of all steps, which are all there is of packed sequences.

@@ -45,9 +45,9 @@ class Steps:
         marks = [min(count, _CHUNK_UNIT * (units * i // chunks)) for i in range(chunks + 1)]
         self.chunks = list(zip(marks, marks[1:], strict=False))[:: -1 if reverse else 1]
 
-    def rows(self, start: int, stop: int | None = None) -> slice:
-        """The rows of the steps from ``start`` to before ``stop``, by default of one."""
-        return slice(self._offsets[start], self._offsets[start + 1 if stop is None else stop])
+    def rows(self, start: int, stop: int) -> slice:
+        """The rows of the steps from ``start`` to before ``stop``."""
+        return slice(self._offsets[start], self._offsets[stop])
 
     def order(self, start: int, stop: int, back: bool = False) -> range:
         """The steps of a chunk in the order of time, or back."""

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, product
+from rad.sketch.base import Compressed, Sketch
 from rad.sketch.random import Stream
-from rad.sketch.rounding import Rounding
+from rad.sketch.rounding import Rounding, product_in_half
 
 __all__ = ["MixedRounding"]
 
@@ -72,8 +72,7 @@ class MixedRounding(Sketch):
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         if compressed.dtype != torch.float16:
             return super()._grad_weight(compressed, grad_out)
-        # A quarter of an estimate fits; see ``Rounding``.
-        return product(grad_out, self._rebuilt(compressed, torch.float32).mul_(0.25).to(grad_out.dtype)).mul_(4)
+        return product_in_half(grad_out, self._rebuilt(compressed, torch.float32))
 
     def _rebuilt(self, compressed: Compressed, dtype: torch.dtype) -> Tensor:
         stream, found = compressed.stream(), []  # it goes on from part to part

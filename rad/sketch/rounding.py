@@ -143,8 +143,7 @@ class Rounding(Sketch):
     def _grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         if compressed.dtype != torch.float16:
             return super()._grad_weight(compressed, grad_out)
-        # Estimates lie up to a step outside of their range, perhaps beyond what float16 holds; a quarter of them fits.
-        return product(grad_out, self._rebuilt(compressed, torch.float32).mul_(0.25).to(grad_out.dtype)).mul_(4)
+        return product_in_half(grad_out, self._rebuilt(compressed, torch.float32))
 
     def _rebuilt(self, compressed: Compressed, dtype: torch.dtype, times: Tensor | None = None) -> Tensor:
         count = compressed.shape.numel()
@@ -167,6 +166,12 @@ class Rounding(Sketch):
     def _variance(self, x: Tensor, grad_out: Tensor) -> Tensor:
         noise = _of_elements(self.noise_of_groups(x), x.shape, self.group)
         return (noise.expand(x.shape).sum(2) * grad_out.square().sum(2)).sum()
+
+
+def product_in_half(grad_out: Tensor, estimate: Tensor) -> Tensor:
+    """``product`` of an estimate of float16 values in float32, which is overwritten."""
+    # It lies up to a step outside of its range, perhaps beyond what float16 holds; a quarter of it fits.
+    return product(grad_out, estimate.mul_(0.25).to(grad_out.dtype)).mul_(4)
 
 
 def _of_elements(groups: Tensor, shape: torch.Size, limit: int) -> Tensor:
