@@ -114,7 +114,7 @@ BLOCKS = {
     "residual": (lambda: nn.Sequential(Residual(), Residual()), (4, 16, 8, 8)),
     "two transformers": (lambda: nn.Sequential(Attention(), Attention()), (4, 16, 32)),
 }
-LONG = ("two transformers",)  # to compile
+LONG = ("transformer", "two transformers")  # to compile
 every_block = pytest.mark.parametrize(
     ("make", "shape"),
     [pytest.param(*block, id=name, marks=[pytest.mark.slow] * (name in LONG)) for name, block in BLOCKS.items()],

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from outcomes import equal, outcome
+from processes import Together
 
 from experiments.runs import distributed
 
@@ -21,8 +22,13 @@ ROOT = Path(__file__).parents[3]
 COMMON = ["data=mnist", "threads=1"]
 
 
-def start(path: Path, digits: Path, *settings: str, processes: int = 2) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def together(path: Path, digits: Path, *settings: str, processes: int = 2) -> Together:
+    settings = [*COMMON, f"run_dir={path}", *settings]
+    return Together(processes, settings, path.with_suffix(".log"), RAD_DATA=str(digits))
+
+
+def torchrun(path: Path, digits: Path, *settings: str) -> subprocess.Popen:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *torchrun, str(ROOT / "run.py"), *COMMON, f"run_dir={path}", *settings]
     environment = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=-1, stderr=-2, text=True, cwd=path.parent)
@@ -51,12 +57,12 @@ def test_exact_gradients_of_two_processes_are_those_of_one(tmp_path, digits, met
         "evaluate.test_every=10",
         "evaluate.train_every=10",
     ]
-    said = finish(start(tmp_path / "two", digits, *settings))
-    finish(start(tmp_path / "one", digits, *settings, processes=1))
+    said = together(tmp_path / "two", digits, *settings).said()
+    together(tmp_path / "one", digits, *settings, processes=1).said()
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-3, atol=1e-6)
     assert said.count(f"{method} on mnist: batch") == 1
     assert json.loads((tmp_path / "two" / "meta.json").read_text())["processes"] == 2
-    assert "is finished already" in finish(start(tmp_path / "two", digits, *settings))
+    assert "is finished already" in together(tmp_path / "two", digits, *settings).said()
 
 
 @pytest.mark.slow
@@ -64,12 +70,12 @@ def test_two_processes_that_are_stopped_go_on_bit_for_bit_with_draws_of_their_ow
     settings = [
         "method=rad_diff",
         "batch_size=30",
-        "iterations=600",
+        "iterations=300",
         "evaluate.test_every=10",
         "evaluate.train_every=50",
     ]
-    finish(start(tmp_path / "whole", digits, *settings))
-    process = start(tmp_path / "stopped", digits, *settings)
+    together(tmp_path / "whole", digits, *settings).said()
+    process = torchrun(tmp_path / "stopped", digits, *settings)
     records, deadline = tmp_path / "stopped" / "metrics.jsonl", time.monotonic() + 120
     while not records.exists() or records.read_text().count("\n") < 5:
         assert process.poll() is None, process.communicate()[0]
@@ -80,15 +86,15 @@ def test_two_processes_that_are_stopped_go_on_bit_for_bit_with_draws_of_their_ow
     assert process.returncode != 0, said
 
     state = torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)
-    assert state["iteration"] < 600
+    assert state["iteration"] < 300
     first, second = (part["generators"] for part in state["random"])
     assert torch.equal(first["batches"], second["batches"])
     assert not torch.equal(first["sketches"], second["sketches"])
 
-    alone = start(tmp_path / "stopped", digits, *settings, processes=1)
-    assert "saved by 2 processes, not 1" in alone.communicate(timeout=60)[0]
-    assert alone.returncode != 0
-    finish(start(tmp_path / "stopped", digits, *settings))
+    alone = together(tmp_path / "stopped", digits, *settings, processes=1)
+    assert alone.wait(60) == [1]
+    assert "saved by 2 processes, not 1" in alone.ranks[0].log.read_text()
+    finish(torchrun(tmp_path / "stopped", digits, *settings))
     assert all(equal(a, b) for a, b in zip(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"), strict=True))
 
 
@@ -109,8 +115,9 @@ def test_what_several_processes_cannot_do_is_refused(cli, monkeypatch, capsys, a
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, digits):
-    process = start(tmp_path / "few", digits, "method=exact", "batch_size=1")
-    said = process.communicate(timeout=120)[0]
+    refused = together(tmp_path / "few", digits, "method=exact", "batch_size=1")
+    assert refused.wait(120) == [1, 1]
+    said = "".join(rank.log.read_text() for rank in refused.ranks)
     assert said.count("error: a batch of 1 cannot be shared by 2 processes") == 1
     assert not (tmp_path / "few").exists()
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from outcomes import equal, outcome
+from processes import Started
 
-ROOT = Path(__file__).parents[3]
 _LONGEST = 300  # seconds that a loaded machine may need for one run
 
 
 STUDIES = {
-    "mlp": ["data=mnist", "batch_size=30", "method=rad_diff", "iterations=1500", "evaluate.test_every=10"],
+    "mlp": ["data=mnist", "batch_size=30", "method=rad_diff", "iterations=400", "evaluate.test_every=10"],
     "cnn": [
         *("experiment=cifar_cnn", "scale=smoke", "batch_size=30", "method=rad_proj", "data.crop=2", "data.flip=true"),
         *("iterations=30", "evaluate.test_every=2", "evaluate.train_examples=null"),
@@ -32,10 +29,9 @@ STUDIES = {
 }
 
 
-def start(path: Path, digits: Path, settings: list[str]) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "run.py", f"run_dir={path}", "threads=1", *settings]
-    env = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(path: Path, digits: Path, settings: list[str]) -> Started:
+    settings = [f"run_dir={path}", "threads=1", *settings]
+    return Started(settings, path.with_suffix(".log"), RAD_DATA=str(digits))
 
 
 @pytest.mark.slow
@@ -53,11 +49,11 @@ def test_killed_runs_end_bit_for_bit_like_whole_ones(tmp_path, digits, settings)
             time.sleep(0.005)  # until this process, too, has recorded something
         time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None and killed < 3:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             killed += 1
-        if process.wait(_LONGEST) == 0:
+        if (status := process.wait(_LONGEST)) == 0:
             break
-        assert process.returncode == -signal.SIGKILL, "it ended by itself, and not well"
+        assert status == -signal.SIGKILL, process.log.read_text()
     assert killed >= 2, "the run ended before it could be killed; make it longer"
     meta = json.loads((tmp_path / "killed" / "meta.json").read_text())
     assert len(meta["sessions"]) == killed + 1

@@ -109,6 +109,7 @@ def test_settings_out_of_range(composed, overrides, message):
         validate(composed(*overrides))
 
 
+@pytest.mark.slow
 def test_depth_from_config_to_table(command, capsys):
     options = ["net.depths=[1,2]", "depths=[1,2]", "net.width=10"]
     path = command("experiment=graph_depth", "scale=smoke", *options)
