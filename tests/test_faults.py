@@ -53,7 +53,8 @@ def listed(root: Path, *changes: dict, **group: object) -> Path:
     return path
 
 
-def test_it_tells_which_faults_are_found_and_by_which_test(project):
+def test_it_tells_which_faults_are_found_and_by_which_test(project, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     outcomes = [*faults.tried(faults.read(listed(project, HARMLESS, TRIPLED), project), 2, project)]
     assert [(o.fault.what, o.found, o.by) for o in outcomes] == [
         ("exchanged", False, ""),

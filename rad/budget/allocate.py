@@ -18,17 +18,18 @@ from rad.budget.plan import Item, Plan, fingerprint, sketch_of
 from rad.budget.probe import Contributions, contributions
 from rad.budget.size import bytes_of, shown
 from rad.budget.stand_in import EVERY
-from rad.measure import saved_bytes
+from rad.measure import gradients, saved_bytes
 from rad.measure.explain import undisturbed
 from rad.nn import Seeds
 from rad.nn.convert import check_module, for_a_while
-from rad.sketch import Exact
+from rad.sketch import Exact, Sketch
 from rad.sketch.bits import MAX_BITS
 
 __all__ = ["AllExactWarning", "allocate"]
 
 _FEW = range(1, 5)  # bits of what is sampled: where more are worth their bytes, so are more elements
 _ATTEMPTS = 6
+_NOISY = 0.01  # of ‖g‖², beyond which the noise of noise counts
 _LEFT = 0.005  # of the bytes asked for, which is not worth parting a tensor for
 
 
@@ -44,8 +45,9 @@ def allocate(
     variance: float | None = None,
     batches: int = 1,
     draws: int = 1,
-    passes: int = 1,
+    passes: int | None = None,
     seed: int = 0,
+    start: Plan | None = None,
 ) -> Plan:
     """Finds how many bits each kept tensor should get, and of how many of its elements.
 
@@ -76,8 +78,12 @@ def allocate(
         passes: How often to measure: each time but the first with the noise of the plan before, so that what noise does
             to noise counts as well. One pass sees no more of that than its first order, and promises too little
             variance where that is most of it: with fewer than about two bits a value, and in nets that spend nearly all
-            of theirs on a few tensors (vision transformers). Two passes then predict better, and choose better.
+            of theirs on a few tensors (vision transformers). A second one then predicts and chooses better. By
+            default it is made where the first plan adds more than a hundredth of ``‖g‖²``.
         seed: Of the signs. The global generator, and that of the model's summaries, are left as they were.
+        start: A plan for this model that the new one is thought to be close to, the one in force say. The first pass
+            then counts its noise, as a second pass would, and is the only one by default; ``loss`` is called once more
+            for each batch.
 
     Returns:
         The plan, which holds no more than ``nbytes``.
@@ -88,9 +94,13 @@ def allocate(
             possible, or if the gradient cannot be measured.
     """
     limit = check(model, nbytes, variance, batches, draws, passes, seed)
+    if start is not None:
+        start.check(model)
     # A compiled model runs as it was written, for its graphs know nothing of all this.
     with undisturbed(model), torch.compiler.set_stance("force_eager"):
-        found, plan = contributions(model, loss, batches, draws, seed), None
+        found = contributions(model, loss, batches, draws, seed, _sketches(start))
+        if start is not None:
+            found = replace(found, norm2=_norm2(model, loss, batches))
         choices = _Choices(found)
         if limit < choices.least:
             raise ValueError(
@@ -99,14 +109,13 @@ def allocate(
             )
         if math.isfinite(limit) and limit >= choices.fine and (exact := _all_exact(model, loss, limit)) is not None:
             return exact
-        for i in range(passes):
-            if plan is not None:
-                sketches = {item.place: item.sketch for item in plan.items}
-                again = contributions(model, loss, batches, draws, seed + i, sketches.get)
-                choices = _Choices(replace(again, norm2=found.norm2, held=found.held))
-            chosen = choices.best(limit) if variance is None else choices.cheapest(float(variance))
-            plan = choices.plan(model, chosen, limit)
-        assert plan is not None
+        plan = choices.plan(model, limit, variance)
+        if passes is None:
+            passes = 2 if start is None and plan.variance > _NOISY else 1
+        for i in range(1, passes):
+            again = contributions(model, loss, batches, draws, seed + i, _sketches(plan))
+            choices = _Choices(replace(again, norm2=found.norm2, held=found.held))
+            plan = choices.plan(model, limit, variance)
         return plan
 
 
@@ -116,7 +125,7 @@ def check(
     variance: float | None,
     batches: int = 1,
     draws: int = 1,
-    passes: int = 1,
+    passes: int | None = None,
     seed: int = 0,
 ) -> float:
     """Refuses arguments of ``allocate`` before any work; returns the limit of bytes, infinite if there is none.
@@ -127,7 +136,8 @@ def check(
     check_module(model)
     if (nbytes is None) == (variance is None):
         raise ValueError(f"either nbytes must be given or variance, got nbytes={nbytes!r} and variance={variance!r}")
-    for name, value, least in (("batches", batches, 1), ("draws", draws, 1), ("passes", passes, 1), ("seed", seed, 0)):
+    counts = {"batches": (batches, 1), "draws": (draws, 1), "passes": (1 if passes is None else passes, 1)}
+    for name, (value, least) in {**counts, "seed": (seed, 0)}.items():
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**62:
             raise ValueError(f"{name} must be a whole number from {least} to 2⁶² − 1, got {value!r}")
     if variance is not None and (
@@ -137,6 +147,18 @@ def check(
             f"variance must be a positive number, in units of the gradient's squared norm, got {variance!r:.60}"
         )
     return math.inf if nbytes is None else bytes_of(nbytes)
+
+
+def _sketches(plan: Plan | None) -> Callable[[str], Sketch | None] | None:
+    """What a plan keeps of each place."""
+    return None if plan is None else {item.place: item.sketch for item in plan.items}.get
+
+
+def _norm2(model: nn.Module, loss: Callable[[], Tensor], batches: int) -> float:
+    """``‖g‖²`` of the exact gradient."""
+    with for_a_while(model, Exact(), generator=Seeds(0)):
+        found = [gradients(model, loss).values() for _ in range(batches)]
+    return sum(g.double().square().sum().item() for each in found for g in each) / batches
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,9 @@ class _Option:
         """That it adds, of what one bit of each element does and what sampling alone does."""
         if self.bits is None:
             return 0.0
-        noise = self.every * rounded / (2**self.bits - 1) ** 2
+        whole = math.floor(self.bits)
+        coarse, fine = (self.every * rounded / (2**bits - 1) ** 2 for bits in (whole, whole + 1))
+        noise = coarse + (self.bits - whole) * (fine - coarse)
         return noise if self.every == 1 else noise + sampled.get(self.every, math.inf)
 
 
@@ -245,9 +269,7 @@ class _Choices:
                     break
             else:
                 continue
-            whole = math.floor(bits)
-            coarse, fine = self.losses[i, one + whole - 1], self.losses[i, one + min(whole, MAX_BITS - 1)]
-            loss = float(coarse + (bits - whole) * (fine - coarse))
+            loss = _Option(bits).variance(self.found.variance.get(self.places[i], 0.0), {})
             if self.losses[i, j] - loss > most:
                 most, found = self.losses[i, j] - loss, {i: (bits, cost, loss)}
         return found
@@ -271,8 +293,9 @@ class _Choices:
     def _loss(self, chosen: list[int]) -> float:
         return sum(self.losses[i, j] for i, j in enumerate(chosen))
 
-    def plan(self, model: nn.Module, chosen: list[int], limit: float) -> Plan:
-        """The plan of chosen options."""
+    def plan(self, model: nn.Module, limit: float, variance: float | None) -> Plan:
+        """The plan of the least variance within so many bytes, or of the fewest bytes within a variance."""
+        chosen = self.best(limit) if variance is None else self.cheapest(float(variance))
         filled = self.filled(chosen, limit) if math.isfinite(limit) else {}
         items = []
         for i, (place, j, nbytes) in enumerate(zip(self.places, chosen, self.held(chosen), strict=True)):

@@ -18,7 +18,8 @@ class Allocator:
     """Plans a model anew every so many steps, within the same budget.
 
     Which tensors the noise comes from changes while a model learns, and fastest in the beginning: before the first
-    ``every`` steps are over, it also measures after 8, 16, 32 … of them. Call ``step`` before each training step::
+    ``every`` steps are over, it also measures after 8, 16, 32 … of them. The noise of the plan in force takes part, so
+    that one pass sees what it takes ``rad.allocate`` two to see. Call ``step`` before each training step::
 
         allocator = rad.Allocator(model, nbytes="50MB", every=500)
         for x, y in batches:
@@ -80,7 +81,8 @@ class Allocator:
         if due:
             seed = self.options.get("seed", 0) + self._steps  # signs of its own for each measurement
             options = {**self.options, "seed": seed}
-            self._apply(allocate(self.model, loss, self.nbytes, variance=self.variance, **options))
+            plan = allocate(self.model, loss, self.nbytes, variance=self.variance, start=self.plan, **options)
+            self._apply(plan)
         self._steps += 1
         return due
 

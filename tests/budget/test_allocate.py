@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import rad
 from rad.budget import Item, Plan
-from rad.budget.probe import contributions
+from rad.budget.probe import Contributions, Held, contributions
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
 
@@ -131,6 +131,17 @@ def test_what_others_hold_exactly_is_counted_once():
     assert shared
 
 
+def test_what_two_hold_exactly_leaves_room_for_others():
+    places = ["m / f 0 / x", "m / f 0 / y", *(f"m / g {i} / x" for i in range(8))]
+    whole = {place: {max(i, 1): 4000} for i, place in enumerate(places)}  # the first two are one
+    held = Held(0, {place: [1000] for place in places}, whole)
+    variance = {place: 1e12 if place in places[:2] else 1.0 for place in places}
+    choices = module._Choices(Contributions(1.0, variance, {place: {} for place in places}, held))
+    chosen = choices.best(11_000)
+    assert sum(choices.held(chosen)) > 0.95 * 11_000  # the 4,000 that are not held twice are spent on the others
+    assert choices.held(chosen)[:2] == [4000, 0]
+
+
 def test_each_measurement_is_asked_for_what_was_asked_of_it(monkeypatch):
     model, loss = perceptron()
     seen, stock, nbytes = [], module.contributions, smallest(model, loss) + 500
@@ -183,7 +194,7 @@ def test_gradients_are_unbiased():
 
 def test_no_choice_is_better():
     model, loss = perceptron()
-    coarse = rad.allocate(model, loss, smallest(model, loss))
+    coarse = rad.allocate(model, loss, smallest(model, loss), passes=1)
     places = [item.place for item in coarse.items]
     assert len(places) == 4
     found = contributions(model, loss, 1, 1, 0)
@@ -202,9 +213,9 @@ def test_no_choice_is_better():
         fits = coarse.nbytes + cost <= budget
         best = loss_[fits].min()
         # At just the bytes of the best choice nothing is left to be filled.
-        plan = rad.allocate(model, loss, int(coarse.nbytes + cost[fits][loss_[fits].argmin()]))
+        plan = rad.allocate(model, loss, int(coarse.nbytes + cost[fits][loss_[fits].argmin()]), passes=1)
         assert plan.variance * plan.norm2 == pytest.approx(best, rel=1e-6)
-        assert rad.allocate(model, loss, budget).variance * plan.norm2 <= best * (1 + 1e-6)
+        assert rad.allocate(model, loss, budget, passes=1).variance * plan.norm2 <= best * (1 + 1e-6)
 
 
 def _bytes_at(coarse: Plan, place: str, bits: int, every: int, model: nn.Module, loss: Callable[[], Tensor]) -> int:
@@ -232,6 +243,40 @@ def test_variance_is_in_units_of_the_exact_gradient(passes):
     plan = rad.allocate(model, loss, smallest(model, loss), passes=passes)
     norm2 = sum(float(g.double().square().sum()) for g in gradients(model, loss).values())
     assert plan.norm2 == pytest.approx(norm2, rel=1e-5)
+
+
+def test_from_a_plan_the_first_pass_sees_what_a_second_one_does():
+    model, loss = attention()
+    few = smallest(model, loss) * 3 // 2
+    first = rad.allocate(model, loss, few, draws=8, passes=1)
+    again, twice = (rad.allocate(model, loss, few, draws=8, **how) for how in ({"start": first}, {"passes": 2}))
+    assert again.nbytes <= few
+    assert again.norm2 == pytest.approx(first.norm2, rel=1e-5)
+    assert first.variance < 0.5  # all of it is more than twice as much
+    assert again.variance == pytest.approx(twice.variance, rel=0.1)
+    assert noise(model, loss, again) / again.norm2 == pytest.approx(again.variance, rel=0.4)
+
+
+def test_a_second_pass_is_made_where_noise_of_noise_counts(monkeypatch):
+    model, loss = attention()
+    passes, stock, least = [], module.contributions, smallest(model, loss)
+    monkeypatch.setattr(module, "contributions", lambda *args: passes.append(args[5:]) or stock(*args))
+    for factor, expected in ((3 / 2, 2), (5, 1)):
+        plan = rad.allocate(model, loss, int(least * factor))
+        assert (plan.variance > 0.01) == (expected == 2)
+        assert len(passes) == expected
+        passes.clear()
+    noisy = rad.allocate(model, loss, least * 3 // 2)
+    passes.clear()
+    rad.allocate(model, loss, noisy.nbytes, start=noisy)
+    assert len(passes) == 1
+
+
+def test_a_start_for_another_model_is_refused():
+    model, loss = perceptron()
+    other = rad.allocate(*attention(), variance=0.1)
+    with pytest.raises(ValueError, match="the plan is for another model"):
+        rad.allocate(model, loss, "1GB", start=other)
 
 
 def test_a_variance_that_none_reaches_but_exact_gradients():

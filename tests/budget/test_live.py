@@ -64,16 +64,17 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_each_measurement_has_signs_of_its_own(monkeypatch):
-    seeds = []
+def test_each_measurement_has_signs_of_its_own_and_starts_from_the_plan_in_force(monkeypatch):
+    seeds, starts, run = [], [], Run()
 
-    def watched(*args, seed: int, **options) -> rad.Plan:
-        seeds.append(seed)
-        return rad.allocate(*args, seed=seed, **options)
+    def watched(*args, seed: int, start: rad.Plan | None, **options) -> rad.Plan:
+        seeds.append(seed), starts.append(start)
+        return rad.allocate(*args, seed=seed, start=start, **options)
 
     monkeypatch.setattr(live, "allocate", watched)
-    Run().go(16)
+    run.go(16)
     assert len(seeds) == len(set(seeds)) == 4
+    assert starts == [None, *run.plans[:-1]]
 
 
 def test_all_options_reach_the_measurement(monkeypatch):
@@ -82,7 +83,7 @@ def test_all_options_reach_the_measurement(monkeypatch):
     monkeypatch.setattr(live, "convert", lambda *args, **options: None)
     for given in ({"nbytes": 4000}, {"variance": 0.5}):
         rad.Allocator(nn.Linear(2, 2), **given, draws=3, passes=2, batches=4, seed=7).step(lambda: torch.zeros(()))
-    options = {"draws": 3, "passes": 2, "batches": 4, "seed": 7}
+    options = {"draws": 3, "passes": 2, "batches": 4, "seed": 7, "start": None}
     assert seen == [((4000,), {**options, "variance": None}), ((None,), {**options, "variance": 0.5})]
 
 
