@@ -144,3 +144,15 @@ def measured(method: Method, model: nn.Module, batch: Batch, loss: Loss) -> int:
     x, y = batch
     prepared = method.prepare(copy.deepcopy(model), Seeds(0))
     return rad.measure.saved_bytes(lambda: loss(prepared(x), y)).total
+
+
+def peak(method: Method, model: nn.Module, batch: Batch, loss: Loss) -> int:
+    """The most bytes that PyTorch's allocator holds at once for one batch, gradients and all; likewise."""
+    (x, y), model = batch, copy.deepcopy(model)
+
+    def step() -> nn.Module:
+        prepared = method.prepare(model, Seeds(0))  # within, for what it holds already may be released on the way
+        loss(prepared(x), y).backward()
+        return prepared
+
+    return rad.measure.peak_bytes(step, x.device)

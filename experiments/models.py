@@ -169,7 +169,9 @@ class _Attending(nn.Module):
 
 
 class GPT(nn.Sequential):
-    """Transformer that predicts the next symbol, from symbols ``[B, T]``; logits ``[B, T, symbols]``.
+    """Transformer that predicts the next symbol, from symbols ``[B, T]``; logarithms of their probabilities.
+
+    These are ``[B, T, symbols]``, and part of the model, for they are a good part of what it keeps.
 
     Args:
         symbols: Of the alphabet.
@@ -189,7 +191,8 @@ class GPT(nn.Sequential):
         if width % heads:
             raise ValueError(f"heads must divide width, {width}, got {heads}")
         blocks = [_Attending(width, heads) for _ in range(layers)]
-        super().__init__(_Places(symbols, length, width), *blocks, nn.LayerNorm(width), nn.Linear(width, symbols))
+        last = nn.LayerNorm(width), nn.Linear(width, symbols), nn.LogSoftmax(-1)
+        super().__init__(_Places(symbols, length, width), *blocks, *last)
         for name, p in self.named_parameters():  # as GPT-2: small, and smaller where it is added, 2 layers a block
             if p.dim() > 1:
                 nn.init.normal_(
@@ -207,7 +210,9 @@ class _States(nn.LSTM):
 
 
 class LSTM(nn.Sequential):
-    """Recurrent net that predicts the next symbol, from symbols ``[B, T]``; logits ``[B, T, symbols]``.
+    """Recurrent net that predicts the next symbol, from symbols ``[B, T]``; logarithms of their probabilities.
+
+    These are ``[B, T, symbols]``, and part of the model, for they are a good part of what it keeps.
 
     Args:
         symbols: Of the alphabet.
@@ -220,4 +225,4 @@ class LSTM(nn.Sequential):
 
     def __init__(self, symbols: Count, width: Count, layers: Count) -> None:
         states = _States(width, width, num_layers=layers, batch_first=True)
-        super().__init__(nn.Embedding(symbols, width), states, nn.Linear(width, symbols))
+        super().__init__(nn.Embedding(symbols, width), states, nn.Linear(width, symbols), nn.LogSoftmax(-1))

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -92,10 +91,16 @@ def _windows(text: bytearray, length: int) -> Tensor:
     return torch.from_numpy(symbols[starts + np.arange(length + 1)])
 
 
-def _bits(logits: Tensor, symbols: Tensor, reduction: str = "mean") -> Tensor:
-    """Bits per character: to base 2 the cross-entropy of ``[B, T, symbols]``."""
-    return F.cross_entropy(logits.flatten(0, 1), symbols.long().flatten(), reduction=reduction) / math.log(2)
+def _bits(logs: Tensor, symbols: Tensor, reduction: str = "mean") -> Tensor:
+    """Bits per character, of the logarithms of probabilities ``[B, T, symbols]``.
+
+    They are a good part of what a small model holds; of what is picked from only the places are kept here, which leaves
+    it to the model whether it holds them.
+    """
+    flat = logs.flatten(0, 1)
+    picked = flat[torch.arange(len(flat), device=flat.device), symbols.long().flatten()]
+    return (picked.mean() if reduction == "mean" else picked.sum()) / -math.log(2)
 
 
-def _guessed(logits: Tensor, symbols: Tensor) -> Tensor:
-    return logits.argmax(-1) == symbols
+def _guessed(logs: Tensor, symbols: Tensor) -> Tensor:
+    return logs.argmax(-1) == symbols

@@ -129,6 +129,7 @@ def summary_table(runs: Runs, target_loss: float) -> pd.DataFrame:
         row = dict(zip(GROUP, key, strict=True)) | {"n": len(part), "batch_size": union(part["batch_size"].astype(str))}
         row["saved_bytes"] = part["saved_bytes"].mean()
         row["bytes_ratio"] = (part["saved_bytes"] / part["exact_saved_bytes"]).mean()
+        row["peak_ratio"] = part["peak_ratio"].mean()
         reached = int(part["reached_at"].notna().sum())
         row |= {"target_loss": target_loss, "reached": reached if part["train_loss"].notna().any() else math.nan}
         part = part.assign(iterations_to_target=part["reached_at"] if reached == len(part) else math.nan)
@@ -151,6 +152,10 @@ def union(texts: Iterable[str]) -> str:
     return SEPARATOR.join(sorted({part for text in texts for part in text.split(SEPARATOR)}))
 
 
+def _ratio(part: object, whole: object) -> float:
+    return float(part / whole) if _is_number(part) and _is_number(whole) and whole > 0 else math.nan
+
+
 def _read_meta(path: Path) -> dict:
     meta = _object(path.read_text(encoding="utf-8"), path.name)
     wrong = [key for key in _TEXT if not isinstance(meta.get(key), str)]
@@ -164,6 +169,7 @@ def _read_meta(path: Path) -> dict:
     names = [str(session.get("commit") or "unknown")[:10] for session in sessions]
     return {key: meta[key] for key in [*_TEXT, *_NUMBERS]} | {
         "step_ms": float(meta["step_ms"]) if _is_number(meta.get("step_ms")) else math.nan,
+        "peak_ratio": _ratio(meta.get("peak_bytes"), meta.get("exact_peak_bytes")),
         "budget": math.nan if meta["method"] in BUDGET_FREE else float(meta["budget"]),
         "examples": float(meta["examples"]) if _is_number(meta.get("examples")) else math.nan,
         "settings": str(meta.get("settings") or ""),

@@ -212,6 +212,7 @@ def _table_row(row: pd.Series, several: bool) -> dict[str, str]:
         "batch": row["batch_size"],
         "bytes": f"{row['saved_bytes']:,.0f}",
         "of exact": f"{row['bytes_ratio']:.3f}",
+        "peak of exact": _plus_minus(row["peak_ratio"], math.nan, ".3f"),
         f"iterations to {row['target_loss']:g}": reached,
         "final train loss": _plus_minus(row["train_loss"], row["train_loss_half"], ".3g"),
         "final test accuracy (%)": _plus_minus(100 * row["test_accuracy"], 100 * row["test_accuracy_half"], ".2f"),

@@ -12,7 +12,7 @@ from torch import nn
 from experiments.budgets import said, size
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.methods import Batch, Exact, Method, measured
+from experiments.methods import Batch, Exact, Method, measured, peak
 from experiments.runs import distributed
 from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
@@ -56,6 +56,7 @@ class Training(Study):
         batch = _head(data, config.batch_size)
         try:
             exact_saved_bytes = measured(Exact("exact"), model, batch, data.loss)
+            exact_peak_bytes = peak(Exact("exact"), model, batch, data.loss)
             highest = torch.full_like(data.y_train[:1], data.y_train.max())  # label; the first batch may lack it
             data.loss(copy.deepcopy(model).eval()(data.inputs(data.x_train[:1])), highest)
         except (RuntimeError, IndexError, ValueError) as error:
@@ -72,14 +73,17 @@ class Training(Study):
                 "start fewer"
             )
         at_once = method.at_once(model, _head(data, batch_size), data.loss)
+        part = _head(data, at_once)
         meta = {
             "model": type(model).__name__.lower(),
             "data": data.name,
             "examples": len(data.x_train),
             "batch_size": batch_size,
             "at_once": at_once,
-            "saved_bytes": measured(method, model, _head(data, at_once), data.loss),
+            "saved_bytes": measured(method, model, part, data.loss),
             "exact_saved_bytes": exact_saved_bytes,
+            "peak_bytes": peak(method, model, part, data.loss),
+            "exact_peak_bytes": exact_peak_bytes,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         own = "" if distributed.leads() else f" of process {distributed.rank()}"
@@ -115,12 +119,14 @@ class Training(Study):
     def summarize(self, run: RunDir, into: Path) -> str:
         figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
+        peak = meta["peak_bytes"]
         return (
             f"{meta['method']}, budget {said(meta['budget'])}, after {last['iteration']:,} iterations "
             f"on {meta['data']}:\n"
             f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
             f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
             f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"
+            f"  {peak:,} bytes at the peak of a step, {peak / meta['exact_peak_bytes']:.3f} of exact\n"
             f"figure: {figure}"
         )
 

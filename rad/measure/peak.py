@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def peak_bytes(fn: Callable[[], object], device: torch.device | str = "cpu") -> 
         return torch.cuda.max_memory_allocated(device) - before
     if found.type != "cpu":
         raise ValueError(f"memory can be followed on cpu, and on cuda where there is such a device, got {device}")
-    # On the CPU PyTorch counts nothing itself, but its profiler sees every allocation and every release.
+    # On the CPU PyTorch counts nothing itself, but its profiler sees every allocation and every release. It tells the
+    # terminal when it starts and ends, and what it misses of a GPU, unless it is asked not to before it first runs.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         result = fn()
     events = list(_allocations(watch.profiler.kineto_results.experimental_event_tree()))  # pyright: ignore

@@ -40,8 +40,7 @@ PAIRS = [
 @pytest.mark.parametrize(("experiment", "method"), PAIRS)
 def test_every_method_of_every_experiment_takes_two_steps(config, experiment, method):
     choice = ["debug=two_steps"] if experiment is None else [f"experiment={experiment}", "iterations=2"]
-    # What stays exact of the small language models, their logits, takes more than a tenth.
-    choice += ["budget=0.4"] if method == "rad_auto" else []
+    choice += ["budget=0.2"] if method == "rad_auto" else []  # what stays exact of small nets takes more than a tenth
     trainer, meta = build(config(*choice, f"method={method}"))
     records = []
     trainer.run(records.append, lambda state: None)
@@ -86,7 +85,7 @@ def test_every_data_set_can_be_trained_on(config, digits, name):
         assert inputs.isfinite().all()
         if name == "sources":
             assert inputs.dtype == torch.int64  # symbols
-            outputs = torch.zeros(*targets.shape, 128)
+            outputs = torch.zeros(*targets.shape, 128).log_softmax(-1)
         else:
             assert inputs.dtype == torch.float32
             outputs = torch.zeros(len(targets), 1 if y.is_floating_point() else 10)

@@ -73,18 +73,18 @@ def test_resnet_is_that_of_torchvision_but_for_its_beginning():
 @pytest.mark.parametrize("made", [lambda: GPT(20, 9, 8, 2, 2), lambda: LSTM(20, 8, 2)], ids=["gpt", "lstm"])
 def test_a_model_of_text_looks_back_alone(made):
     model, x = made(), torch.randint(20, (3, 9))
-    logits = model(x)
-    assert logits.shape == (3, 9, 20)
+    logs = model(x)
+    assert logs.shape == (3, 9, 20)
     changed = x.clone()
     changed[:, 5] = (x[:, 5] + 1) % 20
     other = model(changed)
-    assert torch.equal(logits[:, :5], other[:, :5])
-    assert ((logits - other)[:, 5:].abs().amax(-1) > 1e-6).all()
+    assert torch.equal(logs[:, :5], other[:, :5])
+    assert ((logs - other)[:, 5:].abs().amax(-1) > 1e-6).all()
 
 
 def test_gpt_is_attention_and_two_layers_added():
     model, x = GPT(20, 9, 8, 2, 1), torch.randint(20, (3, 7))
-    embedding, block, norm, head = model
+    embedding, block, norm, head, _ = model
     h = embedding.symbols.weight[x] + embedding.places[:7]
     q, k, v = block.mix(F.layer_norm(h, (8,))).split(8, -1)
     heads = []
@@ -94,7 +94,7 @@ def test_gpt_is_attention_and_two_layers_added():
         heads.append(scores.softmax(-1) @ v[..., part])
     h = h + block.out(torch.cat(heads, -1))
     h = h + block.down(F.gelu(block.up(F.layer_norm(h, (8,)))))
-    torch.testing.assert_close(model(x), head(F.layer_norm(h, (8,))))
+    torch.testing.assert_close(model(x), head(F.layer_norm(h, (8,))).log_softmax(-1))
     with pytest.raises(ValueError, match="heads must divide width, 8, got 3"):
         GPT(20, 9, 8, 3, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ import experiments.data
 from experiments.data import Augmentation, adding, mnist5k, pixel_by_pixel, sources, stored
 from experiments.errors import UserError
 from experiments.runs.parts import make
+from rad.measure import saved_bytes
 
 ONE = {"mean": [0.5], "std": [0.25]}
 
@@ -357,7 +359,16 @@ def test_sources_that_are_not_there_are_refused(tmp_path, texts):
 
 def test_bits_of_a_guess_are_those_of_its_odds():
     data = sources(7, 4, 3, str(Path(experiments.data.__file__).parent))
-    logits = torch.zeros(4, 7, 128)
-    assert data.loss(logits, data.y_train).item() == pytest.approx(7)
-    assert data.loss(logits, data.y_train, reduction="sum").item() == pytest.approx(7 * 28)
+    logs = torch.full((4, 7, 128), -math.log(128))
+    assert data.loss(logs, data.y_train).item() == pytest.approx(7)
+    assert data.loss(logs, data.y_train, reduction="sum").item() == pytest.approx(7 * 28)
+    logs = torch.randn(4, 7, 128).log_softmax(-1)
+    expected = F.nll_loss(logs.flatten(0, 1), data.y_train.long().flatten()).item() / math.log(2)
+    assert data.loss(logs, data.y_train).item() == pytest.approx(expected)
+
+
+def test_of_probabilities_only_the_places_are_kept():
+    data = sources(7, 4, 3, str(Path(experiments.data.__file__).parent))
+    logs = torch.zeros(4, 7, 128, requires_grad=True)
+    assert saved_bytes(lambda: data.loss(logs, data.y_train)).total <= 4 * 7 * 3 * 8
     assert data.correct(F.one_hot(data.y_train.long(), 128), data.y_train).all()

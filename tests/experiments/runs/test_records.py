@@ -87,8 +87,16 @@ def test_evaluations_without_a_metric_are_passed_over(write_run):
     assert curve_statistics(curves, "test_loss")["iteration"].tolist() == [0, 10]
 
 
+def test_peaks_are_averaged_where_they_were_measured(write_run, tmp_path):
+    for seed, peak in enumerate([{"peak_bytes": 300}, {"peak_bytes": 100}, {}]):
+        write_run(f"seed={seed}", [0.5], seed=seed, exact_peak_bytes=400, **peak)
+    row = summary_table(load_runs([tmp_path / "runs"]), 0.1).iloc[0]
+    assert row["peak_ratio"] == 0.5
+
+
 def test_summary(three_seeds):
     row = summary_table(load_runs([three_seeds]), 0.1).iloc[0]
+    assert math.isnan(row["peak_ratio"])
     assert row[["n", "batch_size", "saved_bytes", "bytes_ratio", "reached"]].tolist() == [3, "150", 250, 0.25, 3]
     assert row["iterations_to_target"] == pytest.approx(50 / 3)
     assert row["iterations_to_target_half"] == pytest.approx(T_2 * math.sqrt(100 / 3) / math.sqrt(3))

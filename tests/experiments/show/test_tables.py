@@ -44,12 +44,13 @@ def test_where_a_run_comes_from():
 
 ROW = {
     "experiment": "mlp", "data": "toy", "method": "rad_proj", "budget": 0.1, "n": 3, "batch_size": "50",
-    "saved_bytes": 12345.0, "bytes_ratio": 0.12345, "target_loss": 0.2, "reached": 3, "iterations_to_target": 1234.4,
+    "saved_bytes": 12345.0, "bytes_ratio": 0.12345, "peak_ratio": 0.5678, "target_loss": 0.2, "reached": 3, "iterations_to_target": 1234.4,
     "iterations_to_target_half": 56.6, "train_loss": 0.01234, "train_loss_half": 0.00123, "test_accuracy": 0.98765,
     "test_accuracy_half": 0.00432, "step_ms": 1.234, "commits": "abc", "notes": "",
 }  # fmt: skip
 CELLS = {
     "method": "RAD, projection", "budget": "0.1", "n": "3", "batch": "50", "bytes": "12,345", "of exact": "0.123",
+    "peak of exact": "0.568",
     "iterations to 0.2": "1,234 ± 57", "final train loss": "0.0123 ± 0.00123",
     "final test accuracy (%)": "98.77 ± 0.43", "step (ms)": "1.23", "commit": "abc", "notes": "",
 }  # fmt: skip
@@ -59,6 +60,7 @@ CHANGED = {
     "not recorded": ({"reached": math.nan}, {"iterations to 0.2": "not recorded"}),
     "no budget": ({"budget": math.nan}, {"budget": "–"}),
     "bytes for a budget": ({"budget": 5e7}, {"budget": "50MB"}),
+    "no peak": ({"peak_ratio": math.nan}, {"peak of exact": "–"}),
     "single": ({"n": 1, "reached": 1, "train_loss_half": math.nan}, {"n": "1", "final train loss": "0.0123"}),
     "diverged": ({"train_loss": math.inf, "train_loss_half": math.nan}, {"final train loss": "diverged"}),
     "no accuracy": ({"test_accuracy": math.nan}, {"final test accuracy (%)": "–"}),

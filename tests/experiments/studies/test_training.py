@@ -202,6 +202,7 @@ def test_bytes_are_those_of_a_step(config, method):
     plain = MLP([784, 300, 300, 300, 10])
     x, y = trainer.data.inputs(trainer.data.x_train[:30]), trainer.data.y_train[:30].clone()
     assert meta["exact_saved_bytes"] == rad.measure.saved_bytes(lambda: F.cross_entropy(plain(x), y)).total
+    assert meta["exact_peak_bytes"] == rad.measure.peak_bytes(lambda: F.cross_entropy(plain(x), y).backward())
     if method != "compile_budget":  # whose measure is its own
         assert (method == "exact") == (held == meta["exact_saved_bytes"])
 
