@@ -46,7 +46,8 @@ ROW = {
     "experiment": "mlp", "data": "toy", "method": "rad_proj", "budget": 0.1, "n": 3, "batch_size": "50",
     "saved_bytes": 12345.0, "bytes_ratio": 0.12345, "peak_ratio": 0.5678, "target_loss": 0.2, "reached": 3,
     "iterations_to_target": 1234.4, "iterations_to_target_half": 56.6, "train_loss": 0.01234,
-    "train_loss_half": 0.00123, "test_accuracy": 0.98765, "test_accuracy_half": 0.00432, "step_ms": 1.234, "commits": "abc", "notes": "",
+    "train_loss_half": 0.00123, "test_accuracy": 0.98765,
+    "test_accuracy_half": 0.00432, "step_ms": 1.234, "commits": "abc", "notes": "",
 }  # fmt: skip
 CELLS = {
     "method": "RAD, projection", "budget": "0.1", "n": "3", "batch": "50", "bytes": "12,345", "of exact": "0.123",
