@@ -365,10 +365,10 @@ def test_bits_of_a_guess_are_those_of_its_odds():
     logs = torch.randn(4, 7, 128).log_softmax(-1)
     expected = F.nll_loss(logs.flatten(0, 1), data.y_train.long().flatten()).item() / math.log(2)
     assert data.loss(logs, data.y_train).item() == pytest.approx(expected)
+    assert data.correct(F.one_hot(data.y_train.long(), 128), data.y_train).all()
 
 
 def test_of_probabilities_only_the_places_are_kept():
     data = sources(7, 4, 3, str(Path(experiments.data.__file__).parent))
     logs = torch.zeros(4, 7, 128, requires_grad=True)
     assert saved_bytes(lambda: data.loss(logs, data.y_train)).total <= 4 * 7 * 3 * 8
-    assert data.correct(F.one_hot(data.y_train.long(), 128), data.y_train).all()
