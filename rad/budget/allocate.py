@@ -29,7 +29,6 @@ __all__ = ["AllExactWarning", "allocate"]
 
 _FEW = range(1, 5)  # bits of what is sampled: where more are worth their bytes, so are more elements
 _ATTEMPTS = 6
-_NOISY = 0.01  # of ‖g‖², beyond which the noise of noise counts
 _LEFT = 0.005  # of the bytes asked for, which is not worth parting a tensor for
 
 
@@ -51,7 +50,7 @@ def allocate(
 ) -> Plan:
     """Finds how many bits each kept tensor should get, and of how many of its elements.
 
-    One recorded backward pass, differentiated once more, tells what the noise of every kept tensor adds to the variance
+    A recorded backward pass, differentiated once more, tells what the noise of every kept tensor adds to the variance
     of the gradient (``rad.budget.probe``), and all bytes. The variance falls with ``(2^bits − 1)²`` while bytes grow
     with the bits; keeping one element in 2, 4, 8 or 16 takes less than one bit (``rad.SparseRounding``), wherever no
     two elements of a tensor meet in a product. So the best choice is a knapsack (``rad.budget.choose``); what it leaves
@@ -76,14 +75,12 @@ def allocate(
         batches: How many calls of ``loss`` the measurement is averaged over, where it draws a batch anew each time.
         draws: Of random signs for each; one is good to some per cent of the whole variance of a net of many layers.
         passes: How often to measure: each time but the first with the noise of the plan before, so that what noise does
-            to noise counts as well. One pass sees no more of that than its first order, and promises too little
-            variance where that is most of it: with fewer than about two bits a value, and in nets that spend nearly all
-            of theirs on a few tensors (vision transformers). A second one then predicts and chooses better. By
-            default it is made where the first plan adds more than a hundredth of ``‖g‖²``.
+            to noise counts as well; 2 by default, and 1 after a ``start``. One pass sees no more of that than its first
+            order, and promises too little variance where that is most of it: with fewer than about two bits a value,
+            and in nets that spend nearly all of theirs on a few tensors (vision transformers).
         seed: Of the signs. The global generator, and that of the model's summaries, are left as they were.
         start: A plan for this model that the new one is thought to be close to, the one in force say. The first pass
-            then counts its noise, as a second pass would, and is the only one by default; ``loss`` is called once more
-            for each batch.
+            then counts its noise, as a second pass would; ``loss`` is called once more for each batch.
 
     Returns:
         The plan, which holds no more than ``nbytes``.
@@ -111,7 +108,7 @@ def allocate(
             return exact
         plan = choices.plan(model, limit, variance)
         if passes is None:
-            passes = 2 if start is None and plan.variance > _NOISY else 1
+            passes = 2 if start is None else 1
         for i in range(1, passes):
             again = contributions(model, loss, batches, draws, seed + i, _sketches(plan))
             choices = _Choices(replace(again, norm2=found.norm2, held=found.held))

@@ -257,19 +257,14 @@ def test_from_a_plan_the_first_pass_sees_what_a_second_one_does():
     assert noise(model, loss, again) / again.norm2 == pytest.approx(again.variance, rel=0.4)
 
 
-def test_a_second_pass_is_made_where_noise_of_noise_counts(monkeypatch):
+def test_two_passes_are_made_and_one_from_a_start(monkeypatch):
     model, loss = attention()
-    passes, stock, least = [], module.contributions, smallest(model, loss)
-    monkeypatch.setattr(module, "contributions", lambda *args: passes.append(args[5:]) or stock(*args))
-    for factor, expected in ((3 / 2, 2), (5, 1)):
-        plan = rad.allocate(model, loss, int(least * factor))
-        assert (plan.variance > 0.01) == (expected == 2)
-        assert len(passes) == expected
-        passes.clear()
-    noisy = rad.allocate(model, loss, least * 3 // 2)
-    passes.clear()
-    rad.allocate(model, loss, noisy.nbytes, start=noisy)
-    assert len(passes) == 1
+    passes, stock = [], module.contributions
+    monkeypatch.setattr(module, "contributions", lambda *args: passes.append(args[5]) or stock(*args))
+    first = rad.allocate(model, loss, variance=0.1)
+    assert [sketches is None for sketches in passes] == [True, False]
+    rad.allocate(model, loss, variance=0.1, start=first)
+    assert len(passes) == 3
 
 
 def test_a_start_for_another_model_is_refused():
