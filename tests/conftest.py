@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from rad.sketch import kernels as compiled_loops
+# The process that gives out the tests needs nothing of torch: fixtures import it.
 
 # Examples are the same in every run, and a fixture may hold for all examples of a test: none of ours keeps state.
 settings.register_profile(
@@ -22,12 +21,16 @@ settings.load_profile("rad")
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.default_generator.manual_seed(0)  # torch.manual_seed looks at all devices, for milliseconds
 
 
 @pytest.fixture(params=["compiled", "plain"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the compiled loops and again with their plain counterparts."""
+    from rad.sketch import kernels as compiled_loops
+
     if request.param == "compiled" and compiled_loops.numba is None:
         pytest.skip("numba is not installed")
     monkeypatch.setattr(compiled_loops, "enabled", request.param == "compiled")
