@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import rad
 from rad.budget import Item, Plan
+from rad.budget.options import Choices
 from rad.budget.probe import Contributions, Held, contributions
 from rad.measure import gradient_noise, gradients, saved_bytes
 from rad.nn import Seeds
@@ -136,7 +137,7 @@ def test_what_two_hold_exactly_leaves_room_for_others():
     whole = {place: {max(i, 1): 4000} for i, place in enumerate(places)}  # the first two are one
     held = Held(0, {place: [1000] for place in places}, whole)
     variance = {place: 1e12 if place in places[:2] else 1.0 for place in places}
-    choices = module._Choices(Contributions(1.0, variance, {place: {} for place in places}, held))
+    choices = Choices(Contributions(1.0, variance, {place: {} for place in places}, held))
     chosen = choices.best(11_000)
     assert sum(choices.held(chosen)) > 0.95 * 11_000  # the 4,000 that are not held twice are spent on the others
     assert choices.held(chosen)[:2] == [4000, 0]
