@@ -17,7 +17,7 @@ from experiments.errors import UserError
 from experiments.schema import Count
 from rad.nn import Seeds
 
-__all__ = ["Auto", "Batch", "Exact", "Loss", "Method", "Rad", "measured"]
+__all__ = ["Auto", "Batch", "Exact", "Loss", "Method", "Rad", "measured", "peak"]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -119,14 +119,14 @@ class Training(Study):
     def summarize(self, run: RunDir, into: Path) -> str:
         figure = save(convergence_figure(load_runs([run.path]).curves), into / "convergence", ("png",))[0]
         meta, last = run.meta(), run.records()[-1]
-        peak = meta["peak_bytes"]
+        highest = meta["peak_bytes"]
         return (
             f"{meta['method']}, budget {said(meta['budget'])}, after {last['iteration']:,} iterations "
             f"on {meta['data']}:\n"
             f"  training loss {last['train_loss']:.4f}, test loss {last['test_loss']:.4f}, "
             f"test accuracy {100 * last['test_accuracy']:.2f} %\n"
             f"  {_bytes(meta)}; {meta['step_ms']:.2f} ms a step\n"
-            f"  {peak:,} bytes at the peak of a step, {peak / meta['exact_peak_bytes']:.3f} of exact\n"
+            f"  {highest:,} bytes at the peak of a step, {highest / meta['exact_peak_bytes']:.3f} of exact\n"
             f"figure: {figure}"
         )
 

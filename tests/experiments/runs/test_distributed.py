@@ -28,8 +28,8 @@ def together(path: Path, digits: Path, *settings: str, processes: int = 2) -> To
 
 
 def torchrun(path: Path, digits: Path, *settings: str) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *torchrun, str(ROOT / "run.py"), *COMMON, f"run_dir={path}", *settings]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(ROOT / "run.py"), *COMMON, f"run_dir={path}", *settings]
     environment = os.environ | {"RAD_DATA": str(digits), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=-1, stderr=-2, text=True, cwd=path.parent)
 
