@@ -20,6 +20,7 @@ from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
 from rad.sketch import kernels
 from rad.sketch.levels import compute_dtype
+from rad.sketch.threads import shared
 
 __all__ = ["convolution"]
 
@@ -27,14 +28,8 @@ _CHUNK = 2**19  # elements of gathered gradients held at a time: a few MB, which
 
 
 def _register(function: Any, dims: int, transposed: bool) -> None:
-    names = (
-        "input",
-        "weight",
-        "bias",
-        "stride",
-        "padding",
-        *(("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")),
-    )
+    last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    names = ("input", "weight", "bias", "stride", "padding", *last)
     defaults = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 
     @rule(function)
@@ -289,7 +284,7 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     (b, o), (q, j) = rows.shape[:2], index.shape
     if kernels.usable(rows):
         out = rows.new_empty(o, q, b, j)
-        kernels.gather(rows.numpy(), index.numpy(), out.numpy())
+        shared(kernels.gather, o, q * b * j, rows.contiguous(), index.contiguous(), out)
         return out
     picked = rows.index_select(2, index.clamp(min=0).view(-1)).view(b, o, q, j)
     return picked.masked_fill_(index < 0, 0).permute(1, 2, 0, 3).contiguous()

@@ -19,6 +19,7 @@ from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
 from rad.sketch import kernels
 from rad.sketch.bits import MAX_BITS
+from rad.sketch.threads import shared
 
 __all__ = ["avg_pool2d", "max_pool1d", "max_pool2d", "max_pool3d", "move", "window_bits"]
 
@@ -160,9 +161,9 @@ def _places(index: Tensor, first: Tensor, table: Tensor) -> Tensor:
     """``table[index − first]``, with ``first`` for the last dimensions."""
     if not (kernels.usable(index) and index.is_contiguous()):
         return table[index - first]
-    out = torch.empty(index.shape, dtype=table.dtype)
-    source, target = (t.view(-1, first.numel()).numpy() for t in (index, out))
-    kernels.places_in_windows(source, first.reshape(-1).numpy(), table.numpy(), target)
+    out, size = torch.empty(index.shape, dtype=table.dtype), first.numel()
+    source, target = index.view(-1, size), out.view(-1, size)
+    shared(kernels.places_in_windows, len(source), size, source, first.reshape(-1), table, target)
     return out
 
 
@@ -170,9 +171,9 @@ def _indices(places: Tensor, first: Tensor, offsets: Tensor) -> Tensor:
     """``first + offsets[places]``, with ``first`` for the last dimensions."""
     if not (kernels.usable(first) and kernels.seen_by_numpy(places)):
         return offsets[places.to(torch.int64)].add_(first)
-    out = torch.empty(places.shape, dtype=torch.int64)
-    source, target = (t.view(-1, first.numel()).numpy() for t in (places, out))
-    kernels.indices_of_places(source, first.reshape(-1).numpy(), offsets.numpy(), target)
+    out, size = torch.empty(places.shape, dtype=torch.int64), first.numel()
+    source, target = places.reshape(-1, size), out.view(-1, size)
+    shared(kernels.indices_of_places, len(source), size, source, first.reshape(-1), offsets, target)
     return out
 
 

@@ -56,10 +56,10 @@ def pack(values: Tensor, bits: int) -> Tensor:
         return gpu.pack(values, bits)
     values = values.reshape(1, -1)
     if 1 < bits <= 8 and values.dtype == torch.uint8 and kernels.enabled and kernels.seen_by_numpy(values):
-        words = torch.zeros(packed_bytes(values.numel(), 8), dtype=torch.uint8)
-        words[: values.numel()] = values[0]
-        packed = torch.empty(bits, len(words) // 8, dtype=torch.uint8)
-        kernels.bytes_to_bits(words.numpy().view(np.uint64), packed.numpy())
+        size = packed_bytes(values.numel(), 1)
+        padded, packed = torch.zeros(8 * size, dtype=torch.uint8), torch.empty(bits, size, dtype=torch.uint8)
+        padded[: values.numel()] = values[0]
+        shared(kernels.bytes_to_bits, size, 8, padded.view(torch.uint64), packed)
         return packed
     if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
@@ -85,7 +85,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return gpu.unpack(packed, bits, count)
     if 1 < bits <= 8 and kernels.enabled and kernels.seen_by_numpy(packed):
         values = torch.empty(8 * packed.shape[1], dtype=torch.uint8)
-        kernels.bits_to_bytes(packed.numpy(), values.numpy().view(np.uint64))
+        shared(kernels.bits_to_bytes, packed.shape[1], 8, packed.contiguous(), values.view(torch.uint64))
         return values[:count]
     planes = unpack_planes(packed, count)
     values = planes[0].to(torch.uint8 if bits <= 8 else torch.int32, copy=bits > 1)
@@ -118,7 +118,7 @@ def pack_positive(x: Tensor) -> Tensor:
     if kernels.usable(x):
         size = packed_bytes(x.numel(), 1)
         packed = torch.empty(1, size, dtype=torch.uint8)
-        shared(kernels.pack_positive, size, 8, x.detach().numpy().reshape(-1), packed.numpy()[0])
+        shared(kernels.pack_positive, size, 8, x.reshape(-1).contiguous(), packed.view(-1))
         return packed
     return pack(~(x <= 0), bits=1)
 
@@ -129,11 +129,10 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
     if gpu.real(x) and not recorded:
         return gpu.masked(x, packed)
     if kernels.usable(x, torch.bfloat16, torch.float16) and not recorded:
-        words = _WORDS[x.element_size()]
-        out = torch.empty(x.shape, dtype=words)
-        source, bits = x.detach().view(words).numpy().reshape(-1), packed.numpy().reshape(-1)
-        shared(kernels.masked, len(bits), 8, source, bits, out.numpy().reshape(-1))
-        return out.view(x.dtype)
+        words, out = _WORDS[x.element_size()], torch.empty(x.shape, dtype=x.dtype)
+        flat = x.detach().reshape(-1).contiguous()
+        shared(kernels.masked, packed.numel(), 8, flat.view(words), packed.view(-1), out.view(-1).view(words))
+        return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 
 

@@ -1,7 +1,8 @@
 """Compiled loops for the CPU, each the equal, bit for bit, of a plain PyTorch version beside its caller.
 
 They need numba (the extra ``fast``) and only save time: one pass over memory and one call from Python where
-PyTorch takes ten of each. Without numba, on other devices and in half precision the PyTorch versions run.
+PyTorch takes ten of each. Without numba, on other devices and in half precision the PyTorch versions run. Each runs for
+a part of its work, ``first`` to ``last``; ``threads.shared`` calls it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def usable(x: torch.Tensor, *half: torch.dtype) -> bool:
 
 def seen_by_numpy(x: torch.Tensor) -> bool:
     """Whether a tensor lies in the memory of the CPU, and is none that stands for another while a graph is traced."""
-    return type(x) in _PLAIN and x.device.type == "cpu"
+    return type(x) in _PLAIN and x.device.type == "cpu" and not x.is_neg()
 
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)
@@ -87,53 +88,55 @@ def _hash(counter):
 
 
 @compiled
-def hash_words(start, out):
+def hash_words(start, out, first, last):
     """``out[i]`` is the hash of ``start + i``."""
-    for i in range(out.size):
+    for i in range(first, last):
         out[i] = _hash(_U(start) + _U(i))
 
 
 @compiled
-def integers(start, bound, out):
+def integers(start, bound, out, first, last):
     """Hashes brought into [0, bound) by their upper halves."""
-    for i in range(out.size):
+    for i in range(first, last):
         out[i] = ((_hash(_U(start) + _U(i)) >> _32) * _U(bound)) >> _32
 
 
 @compiled
-def uniform(start, out):
+def uniform(start, out, first, last):
     """Multiples of 2^-23 in [0, 1) by the upper bits of hashes."""
-    for i in range(out.size):
+    for i in range(first, last):
         out[i] = np.int64(_hash(_U(start) + _U(i)) >> _41) * 2.0**-23
 
 
 @compiled
-def signs(start, out):
+def signs(start, out, first, last):
     """±1 by the bits of hashes, 64 to a word, for ``out`` of whole words."""
-    for w in range(out.size // 64):
+    for w in range(first, last):
         word = _hash(_U(start) + _U(w))
         for i in range(64):
             out[64 * w + i] = 2 * np.int64((word >> _U(i)) & _1) - 1
 
 
 @compiled
-def scatter(values, index, scale, out):
+def scatter(values, index, scale, out, first, last):
     """Adds ``values · scale`` ``[r, k]`` to places in the rows of ``out``, which are used in turns.
 
     ``index`` ``[i, k]`` holds the places, each row of it for ``r / i`` successive rows of ``values``.
     """
-    shared = values.shape[0] // index.shape[0]
-    for r in range(values.shape[0]):
-        places, row = index[r // shared], out[r % out.shape[0]]
-        for j in range(values.shape[1]):
-            row[places[j]] += values[r, j] * scale
+    shared, factor = values.shape[0] // index.shape[0], values.dtype.type(scale)
+    for o in range(first, last):
+        row = out[o]
+        for r in range(o, values.shape[0], out.shape[0]):
+            places = index[r // shared]
+            for j in range(values.shape[1]):
+                row[places[j]] += values[r, j] * factor
 
 
 @compiled
-def gather(rows, index, out):
+def gather(rows, index, out, first, last):
     """``out[o, q, b, j] = rows[b, o, index[q, j]]``, and 0 where the index is negative."""
-    for b in range(rows.shape[0]):
-        for o in range(rows.shape[1]):
+    for o in range(first, last):
+        for b in range(rows.shape[0]):
             row = rows[b, o]
             for q in range(index.shape[0]):
                 places, picked = index[q], out[o, q, b]
@@ -143,21 +146,21 @@ def gather(rows, index, out):
 
 
 @compiled
-def places_in_windows(index, first, table, out):
-    """``out[r, i] = table[index[r, i] − first[i]]``."""
-    for r in range(index.shape[0]):
+def places_in_windows(index, begin, table, out, first, last):
+    """``out[r, i] = table[index[r, i] − begin[i]]``."""
+    for r in range(first, last):
         row, to = index[r], out[r]
-        for i in range(first.size):
-            to[i] = table[row[i] - first[i]]
+        for i in range(begin.size):
+            to[i] = table[row[i] - begin[i]]
 
 
 @compiled
-def indices_of_places(places, first, offsets, out):
-    """Undoes ``places_in_windows``: ``out[r, i] = first[i] + offsets[places[r, i]]``."""
-    for r in range(places.shape[0]):
+def indices_of_places(places, begin, offsets, out, first, last):
+    """Undoes ``places_in_windows``: ``out[r, i] = begin[i] + offsets[places[r, i]]``."""
+    for r in range(first, last):
         row, to = places[r], out[r]
-        for i in range(first.size):
-            to[i] = first[i] + offsets[row[i]]
+        for i in range(begin.size):
+            to[i] = begin[i] + offsets[row[i]]
 
 
 @compiled
@@ -179,24 +182,24 @@ def _transposed(word):
 
 
 @compiled
-def bits_to_bytes(planes, words):
+def bits_to_bytes(planes, words, first, last):
     """Eight bytes in each of ``words``, bit ``j`` of them from row ``j`` of ``planes`` ``[≤ 8, words]``."""
     for j in range(planes.shape[0]):
         row, place = planes[j], _U(8 * j)
-        for i in range(words.size):
+        for i in range(first, last):
             words[i] = (words[i] if j > 0 else _U(0)) | (_U(row[i]) << place)
-    for i in range(words.size):
+    for i in range(first, last):
         words[i] = _transposed(words[i])
 
 
 @compiled
-def bytes_to_bits(words, planes):
+def bytes_to_bits(words, planes, first, last):
     """Undoes ``bits_to_bytes``; ``words`` are overwritten."""
-    for i in range(words.size):
+    for i in range(first, last):
         words[i] = _transposed(words[i])
     for j in range(planes.shape[0]):
         row, place = planes[j], _U(8 * j)
-        for i in range(words.size):
+        for i in range(first, last):
             row[i] = np.uint8((words[i] >> place) & _U(255))
 
 

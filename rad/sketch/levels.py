@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,11 +94,9 @@ def round_to_levels(
     if kernels.usable(x):
         packed = x.new_empty(width, packed_bytes(count, 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
-        numbers = dither.numpy()
-        real = numbers.dtype.type
-        arrays = (x.numpy(), numbers, packed.numpy(), _array(ranges), _KEYS[real])
-        args = (*arrays, size, real(_stretch(width)), real(_TINY), *_of_runs(norm, numbers[:0]))
-        shared(loops.round_groups, groups, size, *args)
+        arrays = (x.contiguous(), dither, packed, ranges, _KEYS[x.dtype])
+        args = (*arrays, size, _stretch(width), _TINY, *_of_runs(norm, x.dtype))
+        shared(loops.round_groups, groups, size, *args, step=8)
         return packed, ranges
     rows = grouped(x, size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
@@ -111,12 +108,13 @@ def round_to_levels(
     return pack(levels, width), ranges
 
 
-def _of_runs(norm: tuple[Tensor | None, Tensor, int] | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _of_runs(norm: tuple[Tensor | None, Tensor, int] | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
     """``norm`` for loops: nothing for what is missing."""
+    nothing = _NOTHING[dtype]
     if norm is None:
-        return like, like, 1
+        return nothing, nothing, 1
     mean, scale, run = norm
-    return like if mean is None else mean.detach().reshape(-1).numpy(), scale.detach().reshape(-1).numpy(), run
+    return nothing if mean is None else mean.reshape(-1).contiguous(), scale.reshape(-1).contiguous(), run
 
 
 def rebuild(
@@ -135,9 +133,7 @@ def rebuild(
         return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
     dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
     if kernels.usable(out, torch.bfloat16):
-        numbers = dither.numpy()
-        arrays = (packed.numpy(), _array(ranges), numbers, _array(out))
-        shared(loops.rebuild_groups, groups, size, *arrays, size, numbers.dtype.type(_TINY))
+        shared(loops.rebuild_groups, groups, size, packed, ranges, dither, out, size, _TINY, step=8)
         return out
     low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
     rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)
@@ -151,10 +147,9 @@ def grouped(x: Tensor, size: int) -> Tensor:
     return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, size)
 
 
-def _array(x: Tensor) -> np.ndarray:
-    """The memory of a tensor; bfloat16, which numpy does not know, as unsigned integers."""
-    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
-
-
 # Bits of a floating-point number as an integer of the same order: these are flipped where the sign is set.
-_KEYS = {np.float32: np.array([2**31 - 1, 31], np.int32), np.float64: np.array([2**63 - 1, 63], np.int64)}
+_KEYS = {
+    torch.float32: torch.tensor([2**31 - 1, 31], dtype=torch.int32, device="cpu"),
+    torch.float64: torch.tensor([2**63 - 1, 63], device="cpu"),
+}
+_NOTHING = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in _KEYS}

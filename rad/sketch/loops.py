@@ -98,10 +98,10 @@ def _normalize(x, start, mean, scale, run, out):
 
 
 @compiled
-def round_groups(x, dither, packed, ranges, flip, size, stretch, tiny, mean, scale, run, first, last):
+def round_groups(x, dither, packed, ranges, flip, size, widening, tiniest, mean, scale, run, first, last):
     """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place = dither[groups:]
+    by_place, stretch, tiny = dither[groups:], x.dtype.type(widening), x.dtype.type(tiniest)
     zero, one = x.dtype.type(0), x.dtype.type(1)
     together = _together(size)
     found, stored = np.empty((2, together), x.dtype), np.empty((2, together), np.float32)
@@ -141,16 +141,16 @@ def round_groups(x, dither, packed, ranges, flip, size, stretch, tiny, mean, sca
             _to_levels(part, low, inverse, dither[block + g], by_place, zero, one, low_bytes, high_bytes, width)
         byte, count = block * size // 8, (own.size + 7) // 8
         planes = packed[:, byte : byte + count]
-        kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8])
+        kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8], 0, count)
         if width > 8:
-            kernels.bytes_to_bits(upper[: 8 * count].view(np.uint64), planes[8:])
+            kernels.bytes_to_bits(upper[: 8 * count].view(np.uint64), planes[8:], 0, count)
 
 
 @compiled
-def rebuild_groups(packed, ranges, dither, out, size, tiny, first, last):
+def rebuild_groups(packed, ranges, dither, out, size, tiniest, first, last):
     """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, values = dither[groups:], np.empty(size, dither.dtype)
+    by_place, values, tiny = dither[groups:], np.empty(size, dither.dtype), dither.dtype.type(tiniest)
     half, one, zero = dither.dtype.type(0.5), dither.dtype.type(1), dither.dtype.type(0)
     stored = np.empty(2, np.float32)
     stored_bits = stored.view(np.uint32)
@@ -160,9 +160,9 @@ def rebuild_groups(packed, ranges, dither, out, size, tiny, first, last):
         behind = min(min(block + together, last) * size, out.size) - block * size
         byte, count = block * size // 8, (behind + 7) // 8
         planes = packed[:, byte : byte + count]
-        kernels.bits_to_bytes(planes[:8], lower[: 8 * count].view(np.uint64))
+        kernels.bits_to_bytes(planes[:8], lower[: 8 * count].view(np.uint64), 0, count)
         if width > 8:
-            kernels.bits_to_bytes(planes[8:], upper[: 8 * count].view(np.uint64))
+            kernels.bits_to_bytes(planes[8:], upper[: 8 * count].view(np.uint64), 0, count)
         for g in range(block, min(block + together, last)):
             part = out[g * size : (g + 1) * size]
             at = (g - block) * size

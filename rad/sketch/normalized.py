@@ -86,10 +86,7 @@ def backward(
     elif kernels.usable(grad):
         out = rebuild(packed, ranges, size, compressed.stream(), torch.empty(grad.numel(), dtype=grad.dtype))
         scale = scale.reshape(-1)
-        # A copy: memory that an array has seen can no longer be resized, as is done with that of sharded parameters.
-        gain = (
-            torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().flatten().to(grad.dtype, copy=True)
-        )
+        gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().reshape(-1).to(grad.dtype)
         run = _rows_on_cpu if len(view) == 2 else _channels_on_cpu
         grad_x, sums = run(grad, out.view(view), _noise(ranges[1], grad.dtype), size, scale, gain, centered)
     else:
@@ -108,9 +105,9 @@ def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor, size: int) -> Tenso
     """
     if tracing.traced(grad) or torch.is_grad_enabled() or not (kernels.usable(grad) and p.dtype == grad.dtype):
         return None
-    noise = _noise(steps, grad.dtype)
-    rows = [t.detach().view(-1, p.shape[-1]).numpy() for t in (p, grad.contiguous())]
-    shared(_softmax_backward, len(rows[0]), p.shape[-1], *rows, noise.numpy(), size, step=1)
+    noise, d = _noise(steps, grad.dtype), p.shape[-1]
+    rows, grads = p.view(-1, d), grad.contiguous().view(-1, d)
+    shared(_softmax_backward, len(rows), d, rows, grads, noise, size)
     return p
 
 
@@ -125,8 +122,8 @@ def _rows_on_cpu(
     rows, d = grad.shape
     chunk = max(_CHUNK // d, _ROWS)
     sums = torch.zeros(-(-rows // chunk), 2, d, dtype=grad.dtype)
-    arrays = [t.detach().numpy() for t in (grad, h, noise / d + 1, scale, gain, sums)]
-    shared(_rows_backward, len(sums), chunk * d, *arrays, size, chunk, centered, step=1)
+    more = noise / d + 1
+    shared(_rows_backward, len(sums), chunk * d, grad, h, more, scale, gain, sums, size, chunk, centered)
     return h, sums.sum(0)
 
 
@@ -137,14 +134,13 @@ def _channels_on_cpu(
     n, channels, space = grad.shape
     chunk = max(_CHUNK // (channels * space), -(-_ROWS // space))  # of examples
     sums = torch.zeros(-(-n // chunk), 2, channels, dtype=grad.dtype)
-    arrays = [t.detach().numpy() for t in (grad, h, sums)]
-    shared(_channel_sums, len(sums), chunk * channels * space, *arrays, chunk, step=1)
+    shared(_channel_sums, len(sums), chunk * channels * space, grad, h, sums, chunk)
     total = sums.sum(0)
     means = total / (n * space)
     if not centered:
         means[1] = 0
-    arrays = [t.detach().numpy() for t in (grad, h, noise / (n * space) + 1, scale * gain, means)]
-    shared(_channels_backward, n * channels, space, *arrays, size, step=1)
+    more = noise / (n * space) + 1
+    shared(_channels_backward, n * channels, space, grad, h, more, scale * gain, means, size)
     return h, total
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels
+from rad.sketch.threads import shared
 
 __all__ = ["Stream", "bounded"]
 
@@ -45,7 +46,7 @@ class Stream:
         if gpu.usable(out):
             return gpu.draw(out, start, "words")
         if kernels.usable(out):
-            kernels.hash_words(start, out.numpy())
+            shared(kernels.hash_words, count, 1, start, out)
             return out
         return _hash(torch.arange(count, device=self.device) + start)
 
@@ -56,7 +57,7 @@ class Stream:
         if gpu.usable(out):
             return gpu.draw(out, self.advance(count), "integers", bound)
         if kernels.usable(out):
-            kernels.integers(self.advance(count), bound, out.numpy().reshape(-1))
+            shared(kernels.integers, count, 1, self.advance(count), bound, out.view(-1))
             return out
         return bounded(self.words(count), bound).view(shape)
 
@@ -67,7 +68,7 @@ class Stream:
         if gpu.usable(out):
             return gpu.draw(out, self.advance(count), "uniform")
         if kernels.usable(out):
-            kernels.uniform(self.advance(count), out.numpy().reshape(-1))
+            shared(kernels.uniform, count, 1, self.advance(count), out.view(-1))
             return out
         return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
 
@@ -79,7 +80,7 @@ class Stream:
         if gpu.usable(out):
             gpu.signs(out, self.advance(words))
         elif kernels.usable(out):
-            kernels.signs(self.advance(words), out.numpy())
+            shared(kernels.signs, words, 64, self.advance(words), out)
         else:
             bits = self.words(words)[:, None] >> torch.arange(64, device=self.device) & 1
             out = bits.view(-1).to(dtype).mul_(2).sub_(1)

@@ -12,6 +12,7 @@ from rad.sketch import kernels
 from rad.sketch.base import Compressed, Sketch, coherent, incoherent, kept_count
 from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream
+from rad.sketch.threads import shared
 
 __all__ = ["Sample"]
 
@@ -125,7 +126,8 @@ def _added(values: Tensor, index: Tensor, scale: float, dense: Tensor) -> Tensor
     ``index`` ``[i, k]`` holds the places, each row of it for ``r / i`` successive rows of ``values``.
     """
     if kernels.usable(values):
-        kernels.scatter(values.numpy(), index.numpy(), values.numpy().dtype.type(scale), dense.numpy())
+        args = (values.contiguous(), index.contiguous(), float(scale), dense)
+        shared(kernels.scatter, len(dense), -(-values.numel() // len(dense)), *args)
         return dense
     index = index.repeat_interleave(len(values) // len(index), 0)
     # One after the other, so that sums are formed in the same order everywhere.

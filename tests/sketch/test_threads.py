@@ -49,41 +49,76 @@ def test_pytorchs_own_threads_and_a_pool_give_the_bits_of_one_thread(threads, mo
     threads(1)
     expected = summary(0)
     threads(2)
-    team, used = loop_threads._by_team, []
-    monkeypatch.setattr(loop_threads, "_by_team", lambda *args: used.append(team(*args)))
+    team, used = loop_threads._team(), []
+    monkeypatch.setattr(loop_threads, "_team", lambda: team and (lambda *args: used.append(team(*args))))
     assert all(map(torch.equal, summary(0), expected))
-    assert len(used) == (4 if loop_threads._openmp() else 0)  # loops
-    monkeypatch.setattr(loop_threads, "_openmp", lambda: None)
+    assert len(used) == (4 if team else 0)  # loops
+    monkeypatch.setattr(loop_threads, "_team", lambda: None)
     assert all(map(torch.equal, summary(0), expected))
     assert len(used) <= 4
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 1000, 1024])
-def test_all_parts_are_run_once_and_begin_at_whole_bytes(threads, monkeypatch, count):
-    monkeypatch.setattr(loop_threads, "_SHARE", 64)
-    threads(3)
-    done = []
-    loop_threads.shared(lambda what, first, last: done.append((what, first, last)), count, 16, "this")
-    spans = sorted(span for _, *span in done)
-    assert {what for what, *_ in done} == {"this"}
-    assert all(first % 8 == 0 for first, _ in spans)
-    assert [i for first, last in spans for i in range(first, last)] == list(range(count))
-    assert (len(spans) > 1) == (count > 9)
+@kernels.compiled
+def mark(done, begun, by, first, last):
+    """Counts what is done, and where parts begin."""
+    begun[first] += 1
+    for i in range(first, last):
+        done[i] += by
 
 
 @pytest.mark.parametrize("by", ["team", "pool"])
-def test_what_a_loop_raises_is_raised(threads, monkeypatch, by):
-    if by == "pool":
-        monkeypatch.setattr(loop_threads, "_openmp", lambda: None)
+@pytest.mark.parametrize("step", [1, 8])
+@pytest.mark.parametrize("count", [0, 1, 8, 15, 17, 1000, 1024])
+def test_all_parts_are_run_once_and_begin_at_multiples_of_the_step(threads, monkeypatch, count, step, by):
     monkeypatch.setattr(loop_threads, "_SHARE", 64)
-    threads(2)
+    if by == "pool":
+        monkeypatch.setattr(loop_threads, "_team", lambda: None)
+    threads(3)
+    done, begun = torch.zeros(count + 1), torch.zeros(count + 1, dtype=torch.int64)
+    loop_threads.shared(mark, count, 16, done, begun, 2.0, step=step)
+    assert done.tolist() == [2.0] * count + [0.0]
+    assert begun.max() == 1
+    assert all(place % step == 0 for place in begun.nonzero().flatten().tolist())
+    assert (begun.sum() > 1) == (count > 16)
 
-    def loop(first, last):
-        raise ZeroDivisionError(first)
 
-    with pytest.raises(ZeroDivisionError):
-        loop_threads.shared(loop, 1024, 16)
-    assert not loop_threads._jobs
+@kernels.compiled
+def tell(whole, real, half, bits, number, share, yes, out, first, last):
+    """What has arrived, as float64."""
+    out[0], out[1], out[2], out[3] = whole[1], real[1, 2], half[0], bits[1, 0, 2]
+    out[4], out[5], out[6] = number, share, yes
+    out[7], out[8], out[9] = real.shape[0], bits.shape[1], bits.size
+
+
+def test_loops_find_their_arguments_as_they_were_given():
+    args = (
+        torch.tensor([5, -(2**62)]),
+        torch.arange(12, dtype=torch.float32).view(3, 4),
+        torch.tensor([1.0], dtype=torch.bfloat16),
+        torch.arange(12, dtype=torch.uint8).view(2, 2, 3),
+        -(2**63),
+        0.1,
+        True,
+    )
+    out = torch.zeros(10, dtype=torch.float64)
+    loop_threads.shared(tell, 1, 1, *args, out)
+    assert out.tolist() == [-(2.0**62), 6, 0x3F80, 8, -(2.0**63), 0.1, 1, 3, 2, 12]
+    with pytest.raises(AssertionError):  # a loop would read what lies between
+        loop_threads.shared(mark, 2, 1, torch.zeros(8)[::2], torch.zeros(3, dtype=torch.int64), 1.0)
+
+
+def test_tensors_that_are_not_in_one_piece_are_rounded_alike():
+    x = normal(40, 64)[:, ::2]
+    whole = x.contiguous()
+    positive = rad.sketch.bits.pack_positive(x)
+    assert torch.equal(positive, rad.sketch.bits.pack_positive(whole))
+    assert torch.equal(rad.sketch.bits.masked(x, positive), rad.sketch.bits.masked(whole, positive))
+    odd = x.reshape(-1)[::3]
+    found, expected = (SKETCH.compress(t[None], seed=torch.tensor(1)).kept for t in (odd, odd.clone()))
+    assert all(map(torch.equal, found, expected))
+    turned = torch.view_as_complex(normal(100, 2)).conj().imag  # minus what lies in memory
+    assert turned.is_neg()
+    assert torch.equal(rad.sketch.bits.pack_positive(turned), rad.sketch.bits.pack_positive(turned.clone()))
 
 
 @pytest.mark.parametrize("size", [7, 12, 100, 256])
@@ -103,7 +138,7 @@ def test_one_thread_means_one(threads, monkeypatch):
     def nobody():
         raise AssertionError("a second thread was asked for")
 
-    monkeypatch.setattr(loop_threads, "_openmp", nobody)
+    monkeypatch.setattr(loop_threads, "_team", nobody)
     threads(1)
     summary(0)
     threads(2)
