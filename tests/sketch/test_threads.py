@@ -116,8 +116,7 @@ def test_tensors_that_are_not_in_one_piece_are_rounded_alike():
     odd = x.reshape(-1)[::3]
     found, expected = (SKETCH.compress(t[None], seed=torch.tensor(1)).kept for t in (odd, odd.clone()))
     assert all(map(torch.equal, found, expected))
-    turned = torch.view_as_complex(normal(100, 2)).conj().imag  # minus what lies in memory
-    assert turned.is_neg()
+    turned = torch._neg_view(normal(100))  # minus what lies in memory, as of the conjugate of complex numbers
     assert torch.equal(rad.sketch.bits.pack_positive(turned), rad.sketch.bits.pack_positive(turned.clone()))
 
 
@@ -165,6 +164,6 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_has_threads_of_its_own():
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stderr
