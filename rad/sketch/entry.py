@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rad.sketch import kernels
 
-__all__ = ["Entry", "Job", "openmp", "prepared"]
+__all__ = ["Entry", "Flat", "Job", "openmp", "prepared"]
 
 if kernels.numba is not None:
     import llvmlite.binding
@@ -49,6 +49,13 @@ class Entry(NamedTuple):
     layout: struct.Struct
 
 
+class Flat(NamedTuple):
+    """A tensor as the row of its elements, as one of another dtype of their size if that is given."""
+
+    tensor: Tensor
+    dtype: torch.dtype | None = None
+
+
 class Job(NamedTuple):
     """A loop and its arguments, which have to be held by whoever calls."""
 
@@ -66,7 +73,7 @@ def prepared(loop: Any, args: tuple[Any, ...]) -> Job:
     Args:
         loop: Made by ``kernels.compiled``; finds tensors as arrays, bfloat16 as unsigned integers of its bits, and
             numbers as int64 or float64.
-        args: Contiguous tensors on the CPU, and numbers.
+        args: Contiguous tensors on the CPU, as they are or ``Flat``, and numbers.
     """
     kinds, values = [], []
     for arg in args:
@@ -75,6 +82,12 @@ def prepared(loop: Any, args: tuple[Any, ...]) -> Job:
             kinds.append((arg.dtype, arg.dim()))
             values.append(arg.data_ptr())
             values.extend(arg.shape)
+        elif isinstance(arg, Flat):
+            tensor, dtype = arg
+            assert tensor.is_contiguous()
+            kinds.append((dtype or tensor.dtype, 1))
+            values.append(tensor.data_ptr())
+            values.append(tensor.numel())
         else:
             kinds.append(type(arg))
             values.append(arg)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels, tracing
 from rad.sketch.base import Compressed, Sketch
+from rad.sketch.entry import Flat
 from rad.sketch.kernels import compiled
-from rad.sketch.levels import compute_dtype, read_step, rebuild, round_to_levels
+from rad.sketch.levels import TINY, compute_dtype, rebuild, round_to_levels
 from rad.sketch.random import Stream
 from rad.sketch.rounding import Rounding
 from rad.sketch.threads import shared
@@ -48,7 +50,7 @@ def compress(
     if not (on_cpu or gpu.groups_of(x, size)):
         return None
     number, width = seed(), sketch.width(count, scale.element_size())
-    kept = round_to_levels(x.detach().reshape(-1), size, width, Stream(number, x.device), norm)
+    kept = round_to_levels(x.detach(), size, width, Stream(number, x.device), norm)
     return Compressed(kept, number, torch.Size((count // features, features)), scale.dtype)
 
 
@@ -85,8 +87,7 @@ def backward(
         grad_x, sums = run(grad, packed, ranges, size, dither, scale, gain, centered)
     elif kernels.usable(grad):
         out = rebuild(packed, ranges, size, compressed.stream(), torch.empty(grad.numel(), dtype=grad.dtype))
-        scale = scale.reshape(-1)
-        gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().reshape(-1).to(grad.dtype)
+        gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().to(grad.dtype)
         run = _rows_on_cpu if len(view) == 2 else _channels_on_cpu
         grad_x, sums = run(grad, out.view(view), _noise(ranges[1], grad.dtype), size, scale, gain, centered)
     else:
@@ -105,9 +106,9 @@ def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor, size: int) -> Tenso
     """
     if tracing.traced(grad) or torch.is_grad_enabled() or not (kernels.usable(grad) and p.dtype == grad.dtype):
         return None
-    noise, d = _noise(steps, grad.dtype), p.shape[-1]
-    rows, grads = p.view(-1, d), grad.contiguous().view(-1, d)
-    shared(_softmax_backward, len(rows), d, rows, grads, noise, size)
+    d = p.shape[-1]
+    rows, noise = p.numel() // d, _noise(steps, grad.dtype)
+    shared(_softmax_backward, rows, d, Flat(p), Flat(grad.contiguous()), noise, d, size)
     return p
 
 
@@ -121,9 +122,9 @@ def _rows_on_cpu(
     """Gradients of the input, in the memory of the estimates ``h``, and sums over rows ``[2, d]``."""
     rows, d = grad.shape
     chunk = max(_CHUNK // d, _ROWS)
-    sums = torch.zeros(-(-rows // chunk), 2, d, dtype=grad.dtype)
-    more = noise / d + 1
-    shared(_rows_backward, len(sums), chunk * d, grad, h, more, scale, gain, sums, size, chunk, centered)
+    parts = -(-rows // chunk)
+    sums = torch.zeros(parts, 2, d, dtype=grad.dtype)
+    shared(_rows_backward, parts, chunk * d, grad, h, noise, Flat(scale), Flat(gain), sums, size, chunk, centered)
     return h, sums.sum(0)
 
 
@@ -133,20 +134,29 @@ def _channels_on_cpu(
     """Gradients ``[n, channels, space]`` in the memory of the estimates ``h``, and sums ``[2, channels]``."""
     n, channels, space = grad.shape
     chunk = max(_CHUNK // (channels * space), -(-_ROWS // space))  # of examples
-    sums = torch.zeros(-(-n // chunk), 2, channels, dtype=grad.dtype)
-    shared(_channel_sums, len(sums), chunk * channels * space, grad, h, sums, chunk)
+    parts = -(-n // chunk)
+    sums = torch.zeros(parts, 2, channels, dtype=grad.dtype)
+    shared(_channel_sums, parts, chunk * channels * space, grad, h, sums, chunk)
     total = sums.sum(0)
-    means = total / (n * space)
-    if not centered:
-        means[1] = 0
-    more = noise / (n * space) + 1
-    shared(_channels_backward, n * channels, space, grad, h, more, scale * gain, means, size)
+    shared(_channels_backward, n * channels, space, grad, h, noise, Flat(scale), Flat(gain), total, size, centered)
     return h, total
 
 
 def _noise(steps: Tensor, dtype: torch.dtype) -> Tensor:
     """The variance of estimates, by groups."""
-    return read_step(steps).to(dtype).square_().div_(12)
+    noise = torch.empty(len(steps), dtype=dtype)
+    shared(_noise_of_steps, len(steps), 1, steps, noise, TINY)
+    return noise
+
+
+@compiled
+def _noise_of_steps(steps, noise, tiny, first, last):
+    """The variance of what is uniform in ± half a step, which is given by the bits of bfloat16."""
+    bits = np.empty(1, np.uint32)
+    for g in range(first, last):
+        bits[0] = np.uint32(steps[g]) << np.uint32(16)
+        step = noise.dtype.type(bits.view(np.float32)[0])
+        noise[g] = step * step / noise.dtype.type(12) if step != tiny else noise.dtype.type(0)
 
 
 _REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors
@@ -156,8 +166,8 @@ _REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors
 def _rows_backward(grad, h, noise, scale, gain, sums, size, chunk, centered, first, last):
     """Some chunks of rows."""
     rows, d = grad.shape
-    zero = grad.dtype.type(0)
-    share = grad.dtype.type(1) / grad.dtype.type(d)
+    zero, one = grad.dtype.type(0), grad.dtype.type(1)
+    share = one / grad.dtype.type(d)
     for part in range(first, last):
         of_weight, of_bias = sums[part, 0], sums[part, 1]
         for row in range(part * chunk, min((part + 1) * chunk, rows)):
@@ -173,7 +183,7 @@ def _rows_backward(grad, h, noise, scale, gain, sums, size, chunk, centered, fir
             start, i = row * d, 0
             while i < d:
                 group = (start + i) // size
-                end, more = min(d, (group + 1) * size - start), noise[group]
+                end, more = min(d, (group + 1) * size - start), noise[group] * share + one
                 for j in range(i, end):
                     x[j] = (g[j] * gain[j] * more - shift - x[j] * slope) * factor
                 i = end
@@ -196,32 +206,34 @@ def _channel_sums(grad, h, sums, chunk, first, last):
 
 
 @compiled
-def _channels_backward(grad, h, noise, factors, means, size, first, last):
+def _channels_backward(grad, h, noise, scale, gain, sums, size, centered, first, last):
     """Some channels of examples, which are rows."""
-    _, channels, space = grad.shape
+    n, channels, space = grad.shape
+    zero, one = grad.dtype.type(0), grad.dtype.type(1)
+    share = one / grad.dtype.type(n * space)
     for row in range(first, last):
         channel = row % channels
         g, x = grad[row // channels, channel], h[row // channels, channel]
-        factor, slope, shift = factors[channel], means[0, channel], means[1, channel]
+        factor, slope = scale[channel] * gain[channel], sums[0, channel] * share
+        shift = sums[1, channel] * share if centered else zero
         start, i = row * space, 0
         while i < space:
             group = (start + i) // size
-            end, more = min(space, (group + 1) * size - start), noise[group]
+            end, more = min(space, (group + 1) * size - start), noise[group] * share + one
             for j in range(i, end):
                 x[j] = (g[j] * more - shift - x[j] * slope) * factor
             i = end
 
 
 @compiled(fastmath=_REORDERED)
-def _softmax_backward(p, grad, noise, size, first, last):
+def _softmax_backward(p, grad, noise, d, size, first, last):
     """Some rows."""
-    d = p.shape[1]
     for row in range(first, last):
-        x, g = p[row], grad[row]
-        total = grad.dtype.type(0)
-        for i in range(d):
-            total += x[i] * g[i]
         start, i = row * d, 0
+        x, g = p[start : start + d], grad[start : start + d]
+        total = grad.dtype.type(0)
+        for j in range(d):
+            total += x[j] * g[j]
         while i < d:
             group = (start + i) // size
             end, more = min(d, (group + 1) * size - start), noise[group]

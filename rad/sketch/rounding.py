@@ -135,7 +135,7 @@ class Rounding(Sketch):
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         width, size = self.width(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
-        return round_to_levels(x.detach().reshape(-1), size, width, stream)
+        return round_to_levels(x.detach(), size, width, stream)
 
     def _expand(self, compressed: Compressed) -> Tensor:
         return self._rebuilt(compressed, compressed.dtype)
