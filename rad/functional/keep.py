@@ -30,6 +30,7 @@ class Call:
         seed: Returns a seed that no other summary uses, int64 scalar on the CPU.
         sharing: Summaries made by earlier calls of the same forward pass, if they may be used again.
         held: Ids of tensors that are held whatever is kept, besides those that are leaves.
+        serves_factors: Whether the sketch serves factors inside a path, and not only its end.
         differentiable: Whether gradients are formed so that they can be differentiated by the estimates.
     """
 
@@ -44,6 +45,7 @@ class Call:
         self._assigned = assigned = sketch if isinstance(sketch, Assignment) else None
         self.sketch: Sketch = sketch if assigned is None else assigned.sketch  # pyright: ignore
         self.seed, self.sharing, self.held, self._place = seed, sharing, held, place
+        self.serves_factors = self.sketch.serves_factors and not self.sketch.exact
         self.differentiable = assigned is not None and assigned.differentiable
         self.cast: Callable[[Tensor], Tensor] = _same  # what autocast does to the operands before they are kept
         self._unnamed = 0
@@ -63,11 +65,6 @@ class Call:
     def at(self, place: str, last: bool = False) -> Sketch:
         """The sketch of a place; see ``Assignment``."""
         return self.sketch if self._assigned is None else self._assigned.at(place, last)
-
-    @property
-    def serves_factors(self) -> bool:
-        """Whether the sketch serves factors inside a path, and not only its end."""
-        return self.sketch.serves_factors and not self.sketch.exact
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def _normalize(
     """
     out, mean, scale = function(x, weight, bias)
     shape, count = x.shape, x.numel()
-    wants = wants_x, wants_weight, wants_bias = keep.wants(x), keep.wants(weight), keep.wants(bias)
+    wants_x, wants_weight, wants_bias = keep.wants(x), keep.wants(weight), keep.wants(bias)
     sizes = None if weight is None else weight.shape
     view = _sized(view, count)
     stat = [s if i not in over else 1 for i, s in enumerate(view)]
@@ -238,8 +238,12 @@ def _normalize(
         if loops and isinstance(item, Summary):
             found = normalized.backward(item.sketch, item.compressed, grad, stats, kept[weight_], view, centered)
             if found is not None:
-                found = found[0].reshape(shape), *(t if sizes is None else t.reshape(sizes) for t in found[1:])
-                return tuple(t if want else None for t, want in zip(found, wants, strict=True))
+                grad_x, grad_weight, grad_bias = found
+                return (
+                    grad_x.reshape(shape) if wants_x else None,
+                    grad_weight.reshape(sizes) if wants_weight and sizes is not None else None,
+                    grad_bias.reshape(sizes) if wants_bias and sizes is not None else None,
+                )
         h = kept.dense(h_)
         wide = _wide(grad.reshape(view))
         rest = [i for i, size in enumerate(channels) if size == 1]
@@ -271,8 +275,10 @@ def _by_rows(x: Tensor, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[
 
 def _sized(view: tuple[int, ...], count: int) -> tuple[int, ...]:
     """``view`` with its one unknown size, which may belong to an empty tensor."""
-    known = math.prod(size for size in view if size >= 0)
-    return tuple(count // max(known, 1) if size < 0 else size for size in view)
+    if -1 not in view:
+        return view
+    place, known = view.index(-1), -math.prod(view)
+    return *view[:place], count // max(known, 1), *view[place + 1 :]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -51,10 +51,13 @@ def differentiable(*args: Any) -> bool:
     """Whether a real gradient is to come for any of these arguments, or those inside lists among them."""
     wanted = False
     if torch.is_grad_enabled():
-        for tensor in _tensors(args):
-            if tensor.dtype.is_complex or tensor.layout is not torch.strided:
-                return False
-            wanted = wanted or tensor.requires_grad
+        for arg in args:
+            for tensor in (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ():
+                if not isinstance(tensor, Tensor):
+                    continue
+                if tensor.dtype.is_complex or tensor.layout is not torch.strided:
+                    return False
+                wanted = wanted or tensor.requires_grad
     return wanted
 
 
@@ -67,14 +70,6 @@ def in_place(run: Callable[[bool], Tensor], input: Tensor, inplace: bool) -> Ten
         inplace: Whether to.
     """
     return input.copy_(run(False)) if inplace and input._is_view() else run(inplace)
-
-
-def _tensors(args: Any) -> Iterator[Tensor]:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, (list, tuple)):
-            yield from (t for t in arg if isinstance(t, Tensor))
 
 
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels
-from rad.sketch.entry import Flat
 from rad.sketch.threads import shared
 
 __all__ = [
@@ -60,7 +59,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         size = packed_bytes(values.numel(), 1)
         padded, packed = torch.zeros(8 * size, dtype=torch.uint8), torch.empty(bits, size, dtype=torch.uint8)
         padded[: values.numel()] = values[0]
-        shared(kernels.bytes_to_bits, size, 8, Flat(padded, torch.uint64), packed)
+        shared(kernels.bytes_to_bits, size, 8, (padded, torch.uint64), packed)
         return packed
     if kernels.seen_by_numpy(values):  # an order of magnitude faster than the words below
         array = values.numpy()
@@ -86,7 +85,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return gpu.unpack(packed, bits, count)
     if 1 < bits <= 8 and kernels.enabled and kernels.seen_by_numpy(packed):
         values = torch.empty(8 * packed.shape[1], dtype=torch.uint8)
-        shared(kernels.bits_to_bytes, packed.shape[1], 8, packed.contiguous(), Flat(values, torch.uint64))
+        shared(kernels.bits_to_bytes, packed.shape[1], 8, packed.contiguous(), (values, torch.uint64))
         return values[:count]
     planes = unpack_planes(packed, count)
     values = planes[0].to(torch.uint8 if bits <= 8 else torch.int32, copy=bits > 1)
@@ -119,7 +118,7 @@ def pack_positive(x: Tensor) -> Tensor:
     if kernels.usable(x):
         size = packed_bytes(x.numel(), 1)
         packed = torch.empty(1, size, dtype=torch.uint8)
-        shared(kernels.pack_positive, size, 8, Flat(x.contiguous()), Flat(packed))
+        shared(kernels.pack_positive, size, 8, (x.contiguous(), None), (packed, None))
         return packed
     return pack(~(x <= 0), bits=1)
 
@@ -131,7 +130,7 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
         return gpu.masked(x, packed)
     if kernels.usable(x, torch.bfloat16, torch.float16) and not recorded:
         words, out = _WORDS[x.element_size()], torch.empty(x.shape, dtype=x.dtype)
-        shared(kernels.masked, packed.numel(), 8, Flat(x.contiguous(), words), Flat(packed), Flat(out, words))
+        shared(kernels.masked, packed.numel(), 8, (x.contiguous(), words), (packed, None), (out, words))
         return out
     return x.masked_fill(unpack(packed, 1, x.numel()).view(x.shape) == 0, 0)  # also where x is not finite
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rad.sketch import kernels
 
-__all__ = ["Entry", "Flat", "Job", "openmp", "prepared"]
+__all__ = ["Entry", "openmp", "prepared"]
 
 if kernels.numba is not None:
     import llvmlite.binding
@@ -39,9 +39,10 @@ class Entry(NamedTuple):
     """A loop compiled for arguments of some kinds.
 
     Attributes:
-        address: Of the C function, which takes what ``Job.data`` holds.
+        address: Of the C function, which takes what ``layout`` packs.
         run: Calls it, without the interpreter's lock.
-        layout: Of the data: whether a team shares the loop, first and last, then the arguments.
+        layout: Whether the loop is run by a team, which is dealt its parts; else first and last; then the values of the
+            arguments.
     """
 
     address: int
@@ -49,31 +50,14 @@ class Entry(NamedTuple):
     layout: struct.Struct
 
 
-class Flat(NamedTuple):
-    """A tensor as the row of its elements, as one of another dtype of their size if that is given."""
-
-    tensor: Tensor
-    dtype: torch.dtype | None = None
-
-
-class Job(NamedTuple):
-    """A loop and its arguments, which have to be held by whoever calls."""
-
-    entry: Entry
-    values: list[Any]
-
-    def data(self, team: bool, first: int, last: int) -> bytes:
-        """What the entry is given: for the part from ``first`` to ``last``, or for as many as its team is dealt."""
-        return self.entry.layout.pack(team, first, last, *self.values)
-
-
-def prepared(loop: Any, args: tuple[Any, ...]) -> Job:
-    """``loop(*args, first, last)``, to be run for one ``first`` and ``last`` or several.
+def prepared(loop: Any, args: tuple[Any, ...]) -> tuple[Entry, list[Any]]:
+    """``loop(*args, first, last)`` as an entry, and the values to pack for it.
 
     Args:
         loop: Made by ``kernels.compiled``; finds tensors as arrays, bfloat16 as unsigned integers of its bits, and
             numbers as int64 or float64.
-        args: Contiguous tensors on the CPU, as they are or ``Flat``, and numbers.
+        args: Contiguous tensors on the CPU, to be held by whoever calls; pairs of a tensor and a dtype of elements of
+            that size, or ``None``, which the loop finds as one row of all elements; and numbers.
     """
     kinds, values = [], []
     for arg in args:
@@ -82,7 +66,7 @@ def prepared(loop: Any, args: tuple[Any, ...]) -> Job:
             kinds.append((arg.dtype, arg.dim()))
             values.append(arg.data_ptr())
             values.extend(arg.shape)
-        elif isinstance(arg, Flat):
+        elif isinstance(arg, tuple):
             tensor, dtype = arg
             assert tensor.is_contiguous()
             kinds.append((dtype or tensor.dtype, 1))
@@ -91,7 +75,7 @@ def prepared(loop: Any, args: tuple[Any, ...]) -> Job:
         else:
             kinds.append(type(arg))
             values.append(arg)
-    return Job(_compiled(loop, tuple(kinds)), values)
+    return _compiled(loop, tuple(kinds)), values
 
 
 @functools.cache
@@ -134,9 +118,10 @@ def _compiled(loop: Any, kinds: tuple[Any, ...]) -> Entry:
         made = numba.cfunc(signature, cache=True)(entry)
     except RuntimeError:  # nowhere to write a cache
         made = numba.cfunc(signature)(entry)
+    assert made.address is not None
     run: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(made.address)
     run.compiled = made  # in whose memory it runs
-    return Entry(made.address or 0, run, struct.Struct("@3q" + "".join(_fields(kind) for kind in kinds)))
+    return Entry(made.address, run, struct.Struct("@3q" + "".join(_fields(kind) for kind in kinds)))
 
 
 def _numba_type(kind: Any) -> Any:

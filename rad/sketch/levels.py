@@ -14,13 +14,11 @@ from torch import Tensor
 
 from rad.sketch import gpu, kernels, loops
 from rad.sketch.bits import pack, packed_bytes, unpack
-from rad.sketch.entry import Flat
 from rad.sketch.random import Stream
 from rad.sketch.threads import shared
 
 __all__ = [
     "RANGE_BYTES",
-    "TINY",
     "compute_dtype",
     "grouped",
     "lowest",
@@ -31,7 +29,7 @@ __all__ = [
 ]
 
 _RANGE_DTYPE = torch.bfloat16  # of a group's two range values: the exponents of float32 in two bytes
-TINY = torch.finfo(_RANGE_DTYPE).tiny  # the smallest step, for groups of equal values
+_TINY = torch.finfo(_RANGE_DTYPE).tiny  # the smallest step, for groups of equal values
 RANGE_BYTES = 2 * _RANGE_DTYPE.itemsize
 
 
@@ -44,7 +42,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def stored_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Lowest value and step, bfloat16 and rounded outward, for values that lie between ``low`` and ``high``."""
     stored_low = lowest(low)
-    step = (high - stored_low.to(high.dtype)).mul_(_stretch(bits)).clamp_min_(TINY).to(_RANGE_DTYPE)
+    step = (high - stored_low.to(high.dtype)).mul_(_stretch(bits)).clamp_min_(_TINY).to(_RANGE_DTYPE)
     finite = torch.isfinite(low) & torch.isfinite(high)
     return stored_low.where(finite, torch.nan), step.where(finite, torch.nan)
 
@@ -60,7 +58,7 @@ def lowest(low: Tensor) -> Tensor:
 
 def read_step(step: Tensor) -> Tensor:
     """Steps as they are read: none at all in groups of equal values, whose step is the smallest there is."""
-    return step.where(step != TINY, 0)
+    return step.where(step != _TINY, 0)
 
 
 def _stretch(bits: int) -> float:
@@ -98,8 +96,8 @@ def round_to_levels(
     if kernels.usable(x):
         packed = x.new_empty(width, packed_bytes(count, 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
-        arrays = (Flat(x.contiguous()), dither, packed, ranges, _KEYS[x.dtype])
-        args = (*arrays, size, _stretch(width), TINY, *_of_runs(norm, x.dtype))
+        arrays = ((x.contiguous(), None), dither, packed, ranges, _KEYS[x.dtype])
+        args = (*arrays, size, _stretch(width), _TINY, *_of_runs(norm, x.dtype))
         shared(loops.round_groups, groups, size, *args, step=8)
         return packed, ranges
     rows = grouped(x.reshape(-1), size)
@@ -118,7 +116,7 @@ def _of_runs(norm: tuple[Tensor | None, Tensor, int] | None, dtype: torch.dtype)
     if norm is None:
         return nothing, nothing, 1
     mean, scale, run = norm
-    return nothing if mean is None else Flat(mean.contiguous()), Flat(scale.contiguous()), run
+    return nothing if mean is None else (mean.contiguous(), None), (scale.contiguous(), None), run
 
 
 def rebuild(
@@ -137,7 +135,7 @@ def rebuild(
         return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
     dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
     if kernels.usable(out, torch.bfloat16):
-        shared(loops.rebuild_groups, groups, size, packed, ranges, dither, out, size, TINY, step=8)
+        shared(loops.rebuild_groups, groups, size, packed, ranges, dither, out, size, _TINY, step=8)
         return out
     low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
     rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from rad.sketch import gpu, kernels, tracing
 from rad.sketch.base import Compressed, Sketch
-from rad.sketch.entry import Flat
 from rad.sketch.kernels import compiled
-from rad.sketch.levels import TINY, compute_dtype, rebuild, round_to_levels
+from rad.sketch.levels import compute_dtype, rebuild, round_to_levels
 from rad.sketch.random import Stream
 from rad.sketch.rounding import Rounding
 from rad.sketch.threads import shared
@@ -108,7 +107,7 @@ def softmax_backward(p: Tensor, grad: Tensor, steps: Tensor, size: int) -> Tenso
         return None
     d = p.shape[-1]
     rows, noise = p.numel() // d, _noise(steps, grad.dtype)
-    shared(_softmax_backward, rows, d, Flat(p), Flat(grad.contiguous()), noise, d, size)
+    shared(_softmax_backward, rows, d, (p, None), (grad.contiguous(), None), noise, d, size)
     return p
 
 
@@ -124,7 +123,7 @@ def _rows_on_cpu(
     chunk = max(_CHUNK // d, _ROWS)
     parts = -(-rows // chunk)
     sums = torch.zeros(parts, 2, d, dtype=grad.dtype)
-    shared(_rows_backward, parts, chunk * d, grad, h, noise, Flat(scale), Flat(gain), sums, size, chunk, centered)
+    shared(_rows_backward, parts, chunk * d, grad, h, noise, (scale, None), (gain, None), sums, size, chunk, centered)
     return h, sums.sum(0)
 
 
@@ -138,25 +137,26 @@ def _channels_on_cpu(
     sums = torch.zeros(parts, 2, channels, dtype=grad.dtype)
     shared(_channel_sums, parts, chunk * channels * space, grad, h, sums, chunk)
     total = sums.sum(0)
-    shared(_channels_backward, n * channels, space, grad, h, noise, Flat(scale), Flat(gain), total, size, centered)
+    shared(_channels_backward, n * channels, space, grad, h, noise, (scale, None), (gain, None), total, size, centered)
     return h, total
 
 
 def _noise(steps: Tensor, dtype: torch.dtype) -> Tensor:
     """The variance of estimates, by groups."""
-    noise = torch.empty(len(steps), dtype=dtype)
-    shared(_noise_of_steps, len(steps), 1, steps, noise, TINY)
+    groups = steps.numel()
+    noise = torch.empty(groups, dtype=dtype)
+    shared(_noise_of_steps, groups, 1, steps, noise)
     return noise
 
 
 @compiled
-def _noise_of_steps(steps, noise, tiny, first, last):
-    """The variance of what is uniform in ± half a step, which is given by the bits of bfloat16."""
+def _noise_of_steps(steps, noise, first, last):
+    """The variance of what is uniform in ± half a step, given by bits of bfloat16; the smallest one has none."""
     bits = np.empty(1, np.uint32)
     for g in range(first, last):
         bits[0] = np.uint32(steps[g]) << np.uint32(16)
         step = noise.dtype.type(bits.view(np.float32)[0])
-        noise[g] = step * step / noise.dtype.type(12) if step != tiny else noise.dtype.type(0)
+        noise[g] = step * step / noise.dtype.type(12)
 
 
 _REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels
-from rad.sketch.entry import Flat
 from rad.sketch.threads import shared
 
 __all__ = ["Stream", "bounded"]
@@ -58,7 +57,7 @@ class Stream:
         if gpu.usable(out):
             return gpu.draw(out, self.advance(count), "integers", bound)
         if kernels.usable(out):
-            shared(kernels.integers, count, 1, self.advance(count), bound, Flat(out))
+            shared(kernels.integers, count, 1, self.advance(count), bound, (out, None))
             return out
         return bounded(self.words(count), bound).view(shape)
 
@@ -69,7 +68,7 @@ class Stream:
         if gpu.usable(out):
             return gpu.draw(out, self.advance(count), "uniform")
         if kernels.usable(out):
-            shared(kernels.uniform, count, 1, self.advance(count), Flat(out))
+            shared(kernels.uniform, count, 1, self.advance(count), (out, None))
             return out
         return (self.words(count) >> 41 & 0x7FFFFF).to(dtype).mul_(2.0**-23).view(shape)
 

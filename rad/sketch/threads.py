@@ -27,18 +27,18 @@ def shared(loop: Any, count: int, unit: int, *args: Any, step: int = 1) -> None:
         args: What all parts share; see ``entry.prepared``.
         step: Parts begin at multiples of so many groups: of eight where bits of them fill whole bytes.
     """
-    job = prepared(loop, args)
+    entry, values = prepared(loop, args)
     most = count * unit // _SHARE
     threads = min(torch.get_num_threads(), most // 2)
     if threads <= 1:
-        return job.entry.run(job.data(False, 0, count))
+        return entry.run(entry.layout.pack(False, 0, count, *values))
     size = step * -(-count // (step * min(_PARTS * threads, most)))
     if (team := _team()) is not None:
         # Between two of its operations PyTorch's threads wait in a loop and keep the cores busy: threads of ours would
         # have to share them, and two would do no more than one.
-        return team(job.entry.address, job.data(True, 0, count), threads, 0, count, 1, size, 0)
-    parts = [job.data(False, first, min(first + size, count)) for first in range(0, count, size)]
-    list(_pool(threads).map(job.entry.run, parts))
+        return team(entry.address, entry.layout.pack(True, 0, 0, *values), threads, 0, count, 1, size, 0)
+    parts = [(first, min(first + size, count)) for first in range(0, count, size)]
+    list(_pool(threads).map(lambda part: entry.run(entry.layout.pack(False, *part, *values)), parts))
 
 
 def _team() -> Any:

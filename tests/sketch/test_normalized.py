@@ -28,6 +28,10 @@ CASES = {
     "groups": (nn.GroupNorm(4, 16), (5, 16, 7, 9)),
     "instances": (nn.InstanceNorm2d(6, affine=True), (5, 6, 7, 9)),
 }
+with torch.no_grad():  # gains that are not all one
+    for _module, _ in CASES.values():
+        for i, parameter in enumerate(_module.parameters()):
+            parameter += normal(*parameter.shape, seed=i).to(parameter.dtype) / 4
 cases = pytest.mark.parametrize(("module", "shape"), CASES.values(), ids=CASES)
 
 pytestmark = [
@@ -98,6 +102,24 @@ def test_rows_and_channels_take_the_loops_and_never_where_gradients_are_to_be_di
     assert normalized.backward(sketch, compressed, *args) is None  # for gradients are recorded here
     with torch.no_grad():
         assert normalized.backward(sketch, compressed, *args) is not None
+
+
+@pytest.mark.parametrize("view", [(6, 40), (4, 5, 8)], ids=["rows", "channels"])
+def test_without_means_gradients_keep_theirs(view):
+    """As of a mean square, whatever is normalized by it."""
+    sketch, grad, gain = rad.Rounding(bits=3), normal(*view), 1 + normal(view[1], seed=1).abs()
+    compressed = sketch.compress(normal(*view).view(-1, view[-1]), seed=torch.tensor(1))
+    h, noise = sketch.expand(compressed).view(view), sketch.noise(compressed).expand(compressed.shape).reshape(view)
+    over, shape = ((1,), (1, -1)) if len(view) == 2 else ((0, 2), (1, -1, 1))
+    scale, n = normal(view[0] if len(view) == 2 else view[1], seed=2).abs(), grad.numel() // gain.numel()
+    n = view[1] if len(view) == 2 else n
+    inner = grad * gain.view(shape)
+    expected = inner - h * (inner * h).mean(over, keepdim=True) + inner * noise / n
+    expected = expected * scale.view((-1, 1) if len(view) == 2 else shape)
+    with torch.no_grad():
+        found = normalized.backward(sketch, compressed, grad, scale, gain, view, centered=False)
+    assert found is not None
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (3, 300), (2, 3, 7)])

@@ -206,6 +206,7 @@ def test_as_many_features_as_the_budget_names():
     ("budget", "dtype", "bits"), [(0.1, torch.bfloat16, 1), (0.1, torch.float16, 1), (0.05, torch.float32, 1)]
 )
 def test_one_bit_is_warned_of_once(budget, dtype, bits):
+    rad.Rounding(bits=1).compress(normal(8, 256, dtype=dtype))  # for numba forgets what was warned of as it compiles
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         warnings.simplefilter("default")

@@ -47,12 +47,12 @@ def usable(x: Tensor) -> bool:
 
 def real(x: Tensor) -> bool:
     """Whether loops can take a tensor of floating point."""
-    return x.dtype in _REAL and usable(x)
+    return x.device.type in devices and x.dtype in _REAL and usable(x)
 
 
 def groups_of(x: Tensor, size: int) -> bool:
     """Whether loops can take groups of ``size`` elements of ``x``: they fill whole bytes and fit into one program."""
-    return size % 8 == 0 and size <= _LARGEST and real(x)
+    return x.device.type in devices and size % 8 == 0 and size <= _LARGEST and real(x)
 
 
 @functools.cache
