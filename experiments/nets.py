@@ -71,6 +71,17 @@ class _Recurrent(nn.Module):
         return F.mse_loss(self.net(x)[0], y)
 
 
+class _LastOutput(nn.Module):
+    """The paper's recurrent net of ``nn.RNN``, which returns the outputs of all steps; classes by the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.RNN(1, 100, nonlinearity="relu", batch_first=True), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(self.net(x)[0][:, -1]), y)
+
+
 class _Down(nn.Sequential):
     def __init__(self, c: int, o: int) -> None:
         super().__init__(
@@ -185,6 +196,10 @@ def _recurrent(kind: type[nn.Module]) -> Callable[[int, int], Case]:
     return make
 
 
+def _last_output(batch: int, size: int) -> Case:
+    return Case(_LastOutput(), (torch.randn(batch, size, 1), torch.randint(10, (batch,))), f"{batch} × {size} steps")
+
+
 def _unet(batch: int, size: int) -> Case:
     return Case(_Restored(UNet()), (torch.randn(batch, 3, size, size),), f"{batch} × 3 × {size} × {size}")
 
@@ -271,6 +286,7 @@ CASES: dict[str, tuple[Callable[[int, int], Case], int, int]] = {
     "gpt": (_functional, 8, 256),
     "lstm": (_recurrent(nn.LSTM), 16, 100),
     "gru": (_recurrent(nn.GRU), 16, 100),
+    "rnn": (_last_output, 150, 784),
     "unet": (_unet, 4, 64),
     "mlp": (_paper("mlp"), 150, 28),
     "cnn": (_paper("cnn"), 150, 32),
