@@ -24,6 +24,7 @@ __all__ = [
     "bytes_to_bits",
     "compiled",
     "flags_to_bits",
+    "fraction",
     "gather",
     "hash_words",
     "indices_of_places",
@@ -102,10 +103,16 @@ def integers(start, bound, out, first, last):
 
 
 @compiled
+def fraction(counter):
+    """A multiple of 2^-23 in [0, 1) by the upper bits of the hash."""
+    return np.int64(_hash(_U(counter)) >> _41) * 2.0**-23
+
+
+@compiled
 def uniform(start, out, first, last):
-    """Multiples of 2^-23 in [0, 1) by the upper bits of hashes."""
+    """Multiples of 2^-23 in [0, 1)."""
     for i in range(first, last):
-        out[i] = np.int64(_hash(_U(start) + _U(i)) >> _41) * 2.0**-23
+        out[i] = fraction(start + i)
 
 
 @compiled

@@ -92,16 +92,16 @@ def round_to_levels(
         return gpu.round_to_levels(x.reshape(-1), size, width, stream.advance(groups + size), norm)
     if x.dtype not in _KEYS:
         x = x.to(compute_dtype(x.dtype))
-    dither = stream.uniform((groups + size,), x.dtype)
     if kernels.usable(x):
         packed = x.new_empty(width, packed_bytes(count, 1), dtype=torch.uint8)
         ranges = x.new_empty(2, groups, dtype=_RANGE_DTYPE)
-        arrays = ((x.contiguous(), None), dither, packed, ranges, _KEYS[x.dtype])
+        arrays = ((x.contiguous(), None), stream.advance(groups + size), packed, ranges, _KEYS[x.dtype])
         args = (*arrays, size, _stretch(width), _TINY, *_of_runs(norm, x.dtype))
         shared(loops.round_groups, groups, size, *args, step=8)
         return packed, ranges
     rows = grouped(x.reshape(-1), size)
     low, step = stored_range(rows.amin(1), rows.amax(1), width)
+    dither = stream.uniform((groups + size,), x.dtype)
     u = (dither[:groups, None] + dither[groups:]).frac_()
     steps = (rows - low.to(u.dtype)[:, None]).mul_(step.to(u.dtype).reciprocal()[:, None]).add_(u)
     levels = steps.nan_to_num_(0, 0, 0).view(-1)[:count].to(torch.int32)
@@ -133,10 +133,12 @@ def rebuild(
         return rebuild(packed, ranges, size, stream, out).mul_(times)
     if out.dtype == torch.float16:
         return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
-    dither = stream.uniform((groups + size,), compute_dtype(out.dtype))
+    real = compute_dtype(out.dtype)
     if kernels.usable(out, torch.bfloat16):
-        shared(loops.rebuild_groups, groups, size, packed, ranges, dither, out, size, _TINY, step=8)
+        args = (packed, ranges, stream.advance(groups + size), _NOTHING[real], out, size, _TINY)
+        shared(loops.rebuild_groups, groups, size, *args, step=8)
         return out
+    dither = stream.uniform((groups + size,), real)
     low, step = ranges[0].to(dither.dtype)[:, None], read_step(ranges[1]).to(dither.dtype)[:, None]
     rows = grouped(unpack(packed, len(packed), len(out)).to(dither.dtype), size)
     rows.add_(0.5 - (dither[:groups, None] + dither[groups:]).frac_())

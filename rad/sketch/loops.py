@@ -98,10 +98,19 @@ def _normalize(x, start, mean, scale, run, out):
 
 
 @compiled
-def round_groups(x, dither, packed, ranges, flip, size, widening, tiniest, mean, scale, run, first, last):
+def _dithers(start, groups, real):
+    """The numbers for places in a group, which follow on those of so many groups."""
+    for i in range(real.size):
+        real[i] = kernels.fraction(start + groups + i)
+    return real
+
+
+@compiled
+def round_groups(x, start, packed, ranges, flip, size, widening, tiniest, mean, scale, run, first, last):
     """``round_to_levels`` for the groups ``first`` to ``last``; ``first`` is a multiple of 8, for whole bytes."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, stretch, tiny = dither[groups:], x.dtype.type(widening), x.dtype.type(tiniest)
+    by_place = _dithers(start, groups, np.empty(size, x.dtype))
+    stretch, tiny = x.dtype.type(widening), x.dtype.type(tiniest)
     zero, one = x.dtype.type(0), x.dtype.type(1)
     together = _together(size)
     found, stored = np.empty((2, together), x.dtype), np.empty((2, together), np.float32)
@@ -138,7 +147,8 @@ def round_groups(x, dither, packed, ranges, flip, size, widening, tiniest, mean,
                 high_bytes[:] = 0
                 continue
             low, inverse = x.dtype.type(stored[0, g]), one / x.dtype.type(stored[1, g])
-            _to_levels(part, low, inverse, dither[block + g], by_place, zero, one, low_bytes, high_bytes, width)
+            by_group = x.dtype.type(kernels.fraction(start + block + g))
+            _to_levels(part, low, inverse, by_group, by_place, zero, one, low_bytes, high_bytes, width)
         byte, count = block * size // 8, (own.size + 7) // 8
         planes = packed[:, byte : byte + count]
         kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8], 0, count)
@@ -147,11 +157,11 @@ def round_groups(x, dither, packed, ranges, flip, size, widening, tiniest, mean,
 
 
 @compiled
-def rebuild_groups(packed, ranges, dither, out, size, tiniest, first, last):
-    """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first."""
+def rebuild_groups(packed, ranges, start, like, out, size, tiniest, first, last):
+    """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first, in the precision of ``like``."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, values, tiny = dither[groups:], np.empty(size, dither.dtype), dither.dtype.type(tiniest)
-    half, one, zero = dither.dtype.type(0.5), dither.dtype.type(1), dither.dtype.type(0)
+    by_place, values = _dithers(start, groups, np.empty(size, like.dtype)), np.empty(size, like.dtype)
+    half, one, zero, tiny = like.dtype.type(0.5), like.dtype.type(1), like.dtype.type(0), like.dtype.type(tiniest)
     stored = np.empty(2, np.float32)
     stored_bits = stored.view(np.uint32)
     together = _together(size)
@@ -168,10 +178,10 @@ def rebuild_groups(packed, ranges, dither, out, size, tiniest, first, last):
             at = (g - block) * size
             low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
             stored_bits[0], stored_bits[1] = np.uint32(ranges[0, g]) << _16, np.uint32(ranges[1, g]) << _16
-            low, step = dither.dtype.type(stored[0]), dither.dtype.type(stored[1])
+            low, step = like.dtype.type(stored[0]), like.dtype.type(stored[1])
             if step == tiny:
                 step = zero
-            shift = half - dither[g]
+            shift = half - like.dtype.type(kernels.fraction(start + g))
             numbers = (low_bytes, high_bytes, width, low, step, shift, by_place, half, one, zero)
             if out.itemsize == 2:
                 _from_levels(*numbers, values[: part.size])
