@@ -208,8 +208,8 @@ def _probabilities(
     """``P`` of a block, zeros in rows that see no key."""
     scores = (q[block.examples, :, block.rows] * scale) @ _repeated(k[block.examples, :, block.keys], groups).mT
     if causal:
-        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu_(1)
-        scores.masked_fill_(hidden[block.rows, block.keys], -torch.inf)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1 + block.rows.start)
+        scores.masked_fill_(hidden, -torch.inf)
     if mask is not None:
         part = _masked_part(mask, block)
         scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores + part
