@@ -15,16 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rad.functional.autocast import autocast
-from rad.functional.geometry import Extent, Pair, extents, pair, stand_in
+from rad.functional.gathered import grad_weight_at, pays_to_gather
+from rad.functional.geometry import Extent, Geometry, around, extents, stand_in
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
-from rad.sketch import kernels
-from rad.sketch.levels import compute_dtype
-from rad.sketch.threads import shared
 
 __all__ = ["convolution"]
-
-_CHUNK = 2**19  # elements of gathered gradients held at a time: a few MB, which a processor's cache holds
 
 
 def _register(function: Any, dims: int, transposed: bool) -> None:
@@ -95,7 +91,7 @@ def _convolution(
     x_ = keep.end(x, weight, math.prod(shape[2:]))
     weight_ = keep.factor(weight, keep.wants(x))
     moves = _moves(sizes, transposed, **options)
-    geometry = _Geometry.of(x, weight, **options) if not transposed and len(shape) == 4 else None
+    geometry = Geometry.of(x, weight, **options) if not transposed and len(shape) == 4 else None
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
@@ -115,7 +111,9 @@ def _convolution(
             summary.note(lambda to=geometry: _reach(grad.detach(), to).reshape(-1, 1, math.prod(shape[2:])))
         index, values = summary.columns() if geometry is not None else (None, summary.dense())
         if geometry is not None and index is not None:
-            return None, _grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
+            if pays_to_gather(len(index), grad, geometry):
+                return None, grad_weight_at(index, values.view(*shape[:2], -1), grad, geometry)
+            values = summary.dense()
         # Of a weight stock reads the shape here, and yet copies one that has no memory of its own.
         read = stand_in(sizes, grad) if weight is None else weight
         dense = values.view(shape).to(grad.dtype)
@@ -154,19 +152,10 @@ def _moves(
     output_padding: Extent = 0,
 ) -> _Moves:
     dims = len(weight) - 2
-    around, extra = _around(weight, padding, dilation)
+    before, extra = around(weight, padding, dilation)
     return _Moves(
-        extents(stride, dims), around, extents(dilation, dims), transposed, extents(output_padding, dims), groups, extra
+        extents(stride, dims), before, extents(dilation, dims), transposed, extents(output_padding, dims), groups, extra
     )
-
-
-def _around(weight: torch.Size, padding: Extent | str, dilation: Extent) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Zeros before the input along each dimension, and how many more there are behind it, as ``"same"`` may need."""
-    dims = len(weight) - 2
-    if padding != "same":
-        return extents(0 if isinstance(padding, str) else padding, dims), (0,) * dims
-    total = [d * (size - 1) for d, size in zip(extents(dilation, dims), weight[2:], strict=True)]
-    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
 
 
 def _stock_backward(grad: Tensor, x: Tensor, weight: Tensor, moves: _Moves, mask: list[bool]) -> tuple[Tensor, ...]:
@@ -197,30 +186,7 @@ class _OfWeight(torch.autograd.Function):
         return function(x, slope, None, **options), by_x, *(None,) * 4
 
 
-class _Geometry(NamedTuple):
-    """Shapes of a convolution's operands and how the kernel moves.
-
-    ``padding`` is that above and to the left; ``extra`` rows below and columns to the right come on top of the same
-    there, as ``padding="same"`` needs for a kernel of even size.
-    """
-
-    input: torch.Size
-    weight: torch.Size
-    stride: Pair
-    padding: Pair
-    extra: Pair
-    dilation: Pair
-    groups: int
-
-    @classmethod
-    def of(
-        cls, x: Tensor, weight: Tensor, stride: Extent, padding: Extent | str, dilation: Extent, groups: int
-    ) -> _Geometry:
-        around, extra = _around(weight.shape, padding, dilation)
-        return cls(x.shape, weight.shape, pair(stride), pair(around), pair(extra), pair(dilation), groups)
-
-
-def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
+def _grad_input(weight: Tensor, grad_out: Tensor, to: Geometry) -> Tensor:
     # As a transposed convolution: PyTorch's own routine for this gradient would ask for an input to read its shape,
     # and copy even one that has no memory of its own.
     beyond = [
@@ -232,62 +198,10 @@ def _grad_input(weight: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
     return grad[:, :, : to.input[2], : to.input[3]]
 
 
-def _reach(grad_out: Tensor, to: _Geometry) -> Tensor:
+def _reach(grad_out: Tensor, to: Geometry) -> Tensor:
     """The sum of the squares of all outputs' gradients that each position meets, of each group; ``[n, g, h, w]``."""
     squares = grad_out.square().unflatten(1, (to.groups, -1)).sum(2)
     return _grad_input(grad_out.new_ones(to.groups, 1, *to.weight[2:]), squares, to)
-
-
-def _grad_weight_at(index: Tensor, values: Tensor, grad_out: Tensor, to: _Geometry) -> Tensor:
-    """The weight gradient of images that are ``values`` ``[n, c, k]`` at the positions ``index`` and zero elsewhere.
-
-    Per offset of the kernel, a position meets one output at most. The gradients of these are gathered, for some
-    images and positions at a time, so that they take a quarter of the memory of the dense images at most.
-    """
-    n, c, k = values.shape
-    o, _, *kernel = to.weight
-    offsets = kernel[0] * kernel[1]
-    rows = grad_out.reshape(n, o, -1)
-    room = min(to.input.numel() // 4, _CHUNK) // (o * offsets)
-    positions = min(k, max(room, 1))
-    images = max(room // positions, 1)
-    # Sums of many chunks, so not in half precision.
-    total = values.new_zeros(to.groups, c // to.groups, o // to.groups * offsets, dtype=compute_dtype(values.dtype))
-    for places, part in zip(index.split(positions), values.split(positions, 2), strict=True):
-        met = _outputs_met(places, grad_out.shape[2:], to)
-        for kept, grads in zip(part.split(images), rows.split(images), strict=True):
-            kept = kept.transpose(0, 1).reshape(to.groups, c // to.groups, -1)
-            total += kept @ _gather(grads, met).view(to.groups, -1, kept.shape[2]).mT
-    grad = total.view(to.groups, c // to.groups, o // to.groups, *kernel).transpose(1, 2)
-    return grad.reshape(to.weight).to(values.dtype)
-
-
-def _outputs_met(index: Tensor, size: torch.Size, to: _Geometry) -> Tensor:
-    """The output position that each kernel offset takes each input position ``index`` ``[k]`` to; ``[q, k]``.
-
-    int32 among the ``y · x`` outputs, or −1 if there is none.
-    """
-    inside, place = torch.ones((), dtype=torch.bool, device=index.device), torch.zeros_like(index)
-    coordinates = (index // to.input[3], index % to.input[3])
-    for axis, at in enumerate(coordinates):
-        offsets = to.dilation[axis] * torch.arange(to.weight[2 + axis], device=index.device)
-        offsets = offsets[:, None, None] if axis == 0 else offsets[None, :, None]
-        start = at + to.padding[axis] - offsets  # stride times the output's coordinate
-        out = start // to.stride[axis]
-        inside = inside & (start % to.stride[axis] == 0) & (out >= 0) & (out < size[axis])
-        place = place * size[axis] + out
-    return place.where(inside, -1).view(-1, len(index)).to(torch.int32)
-
-
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows`` ``[b, o, y · x]`` at the places ``index`` ``[q, j]``, zero at negative ones; ``[o, q, b, j]``."""
-    (b, o), (q, j) = rows.shape[:2], index.shape
-    if kernels.usable(rows):
-        out = rows.new_empty(o, q, b, j)
-        shared(kernels.gather, o, q * b * j, rows.contiguous(), index.contiguous(), out)
-        return out
-    picked = rows.index_select(2, index.clamp(min=0).view(-1)).view(b, o, q, j)
-    return picked.masked_fill_(index < 0, 0).permute(1, 2, 0, 3).contiguous()
 
 
 for _dims in (1, 2, 3):

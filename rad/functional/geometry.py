@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Extent", "Pair", "extents", "pair", "stand_in"]
+__all__ = ["Extent", "Geometry", "Pair", "around", "extents", "pair", "stand_in"]
 
 Extent = int | Sequence[int]
 Pair = tuple[int, int]
@@ -28,3 +29,36 @@ def extents(extent: Extent, dims: int) -> tuple[int, ...]:
 def stand_in(shape: torch.Size, like: Tensor) -> Tensor:
     """A tensor of which only the shape may be read: it has the memory of a single element."""
     return like.new_empty(1).expand(shape)
+
+
+def around(weight: torch.Size, padding: Extent | str, dilation: Extent) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zeros before the input along each dimension, and how many more there are behind it, as ``"same"`` may need."""
+    dims = len(weight) - 2
+    if padding != "same":
+        return extents(0 if isinstance(padding, str) else padding, dims), (0,) * dims
+    total = [d * (size - 1) for d, size in zip(extents(dilation, dims), weight[2:], strict=True)]
+    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+
+
+class Geometry(NamedTuple):
+    """Shapes of a convolution's operands and how the kernel moves.
+
+    ``padding`` is that above and to the left; ``extra`` rows below and columns to the right come on top of the same
+    there, as ``padding="same"`` needs for a kernel of even size.
+    """
+
+    input: torch.Size
+    weight: torch.Size
+    stride: Pair
+    padding: Pair
+    extra: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(
+        cls, x: Tensor, weight: Tensor, stride: Extent, padding: Extent | str, dilation: Extent, groups: int
+    ) -> Geometry:
+        """That of a call of ``torch.nn.functional.conv2d``."""
+        before, extra = around(weight.shape, padding, dilation)
+        return cls(x.shape, weight.shape, pair(stride), pair(before), pair(extra), pair(dilation), groups)

@@ -15,7 +15,7 @@ from sketches import SKETCHES, assert_unbiased, held, normal
 from torch import Tensor
 
 import rad
-from rad.functional import convolution
+from rad.functional import convolution, gathered
 from rad.measure import peak_bytes
 from rad.nn import Seeds
 
@@ -123,6 +123,33 @@ def agree(case: Case, sketch: rad.Sketch, dtype: torch.dtype) -> None:
     torch.testing.assert_close(list(gradients(ours, inputs)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(autouse=True)
+def _gathered(monkeypatch):
+    """Small convolutions as well, which compute all products in less time."""
+    monkeypatch.setattr(gathered, "_GATHER", -(2**40))
+
+
+def test_gradients_are_gathered_where_that_takes_less_time(monkeypatch):
+    monkeypatch.undo()
+    used, real = [], convolution.grad_weight_at
+    monkeypatch.setattr(convolution, "grad_weight_at", lambda *args: used.append(real(*args)) or used[-1])
+    for n, c, o, size, kernel, stride, gathers in (
+        (2, 3, 16, 32, 5, 1, True),
+        (2, 16, 8, 16, 3, 1, True),
+        (2, 3, 16, 64, 7, 2, False),  # of large strides most positions meet nothing
+        (2, 1, 4, 8, 3, 1, False),
+    ):
+        used.clear()
+        x, weight = normal(n, c, size, size), normal(o, c, kernel, kernel).requires_grad_()
+        sketch = rad.Sample(0.1)
+        with answered(sketch, Seeds(0)):
+            out = F.conv2d(x, weight, None, stride, kernel // 2)
+        (grad,) = gradients(out, [weight])
+        rebuilt = F.conv2d(estimate(x, sketch, 0), weight, None, stride, kernel // 2)
+        torch.testing.assert_close(grad, gradients(rebuilt, [weight])[0], rtol=1e-4, atol=1e-3)
+        assert bool(used) == gathers
+
+
 @every_case
 @every_sketch
 @both_dtypes
@@ -144,7 +171,7 @@ def test_weight_gradient_over_geometries(sketch, case):
 @pytest.mark.parametrize("name", ["plain", "groups"])
 def test_chunks_add_up(monkeypatch, room, name):
     # Down to one position of one image at a time.
-    monkeypatch.setattr(convolution, "_CHUNK", room)
+    monkeypatch.setattr(gathered, "_CHUNK", room)
     agree(CASES[name], rad.Sample(0.4), torch.float64)
 
 
@@ -228,7 +255,7 @@ def test_autocast_is_that_of_stock(dtype):
 
 def test_half_precision_is_summed_in_single(monkeypatch):
     case, sketch = Case(n=2048), rad.Sample(0.4)  # sums of so many terms would be off by some per cent
-    monkeypatch.setattr(convolution, "_CHUNK", 400)  # many small chunks
+    monkeypatch.setattr(gathered, "_CHUNK", 400)  # many small chunks
     inputs = case.inputs(torch.bfloat16)
     ours = gradients(case.ours(*inputs, sketch=sketch, seeds=0), inputs)[1]
     rebuilt = [
