@@ -18,6 +18,7 @@ import rad
 from rad.functional import convolution, gathered
 from rad.measure import peak_bytes
 from rad.nn import Seeds
+from rad.sketch import kernels
 
 EXACT = {name: make(1) for name, make in SKETCHES.items()} | {"exact": rad.Exact()}
 BUDGETED = {name: make(0.4) for name, make in SKETCHES.items()}
@@ -312,6 +313,8 @@ def test_sampled_gradient_needs_less_memory_than_a_dense_input(n, c, o, size):
 
 @pytest.mark.parametrize("sketch", [rad.Sample(0.1, per="element"), rad.Project(0.1), rad.Rounding(0.1)], ids=str)
 def test_one_dense_input_at_a_time(sketch):
+    if sketch == rad.Rounding(0.1) and kernels.numba is None:
+        pytest.skip("levels are unpacked as numbers of their own without numba")
     x, weight = normal(32, 16, 32, 32).requires_grad_(), normal(8, 16, 5, 5).requires_grad_()
     out = by_rules(F.conv2d, sketch)(x, weight, None, 1, 2)
     grad_out = normal(*out.shape)
