@@ -58,23 +58,26 @@ def prepared(loop: Any, args: tuple[Any, ...]) -> tuple[Entry, list[Any]]:
             numbers as int64 or float64.
         args: Contiguous tensors on the CPU, to be held by whoever calls; pairs of a tensor and a dtype of elements of
             that size, or ``None``, which the loop finds as one row of all elements; and numbers.
+
+    Raises:
+        ValueError: If a tensor is not contiguous.
     """
     kinds, values = [], []
     for arg in args:
-        if isinstance(arg, Tensor):
-            assert arg.is_contiguous()
-            kinds.append((arg.dtype, arg.dim()))
-            values.append(arg.data_ptr())
-            values.extend(arg.shape)
-        elif isinstance(arg, tuple):
-            tensor, dtype = arg
-            assert tensor.is_contiguous()
-            kinds.append((dtype or tensor.dtype, 1))
-            values.append(tensor.data_ptr())
-            values.append(tensor.numel())
-        else:
+        tensor, dtype = arg if isinstance(arg, tuple) else (arg, None)
+        if not isinstance(tensor, Tensor):
             kinds.append(type(arg))
             values.append(arg)
+            continue
+        if not tensor.is_contiguous():
+            raise ValueError(f"a loop takes tensors in one piece, got strides {tensor.stride()} of {tensor.shape}")
+        values.append(tensor.data_ptr())
+        if tensor is arg:
+            kinds.append((tensor.dtype, tensor.dim()))
+            values.extend(tensor.shape)
+        else:
+            kinds.append((dtype or tensor.dtype, 1))
+            values.append(tensor.numel())
     return _compiled(loop, tuple(kinds)), values
 
 
