@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,9 @@ from experiments.labels import Look
 from experiments.show.figures import style
 
 __all__ = ["Point", "tradeoff_figure"]
+
+
+_MARKERS = "osD^vP<>Xh"  # by which points are told apart without their colours
 
 
 @dataclass(frozen=True)
@@ -39,46 +43,40 @@ def tradeoff_figure(panels: Sequence[tuple[str, Sequence[Point]]]) -> Figure:
         raise ValueError("a figure of time against memory needs at least one net")
     with style():
         figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
+        names = dict.fromkeys(point.look.label for _, points in panels for point in points)
+        markers = dict(zip(names, cycle(_MARKERS)))
         for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw(axes, title, points)
+            _draw(axes, title, points, markers)
+        _explain(figure)
     return figure
 
 
-def _draw(axes: Axes, title: str, points: Sequence[Point]) -> None:
+def _draw(axes: Axes, title: str, points: Sequence[Point], markers: dict[str, str]) -> None:
     axes.axhline(1, color="#BBBBBB", lw=0.8, zorder=1)
     axes.axvline(1, color="#BBBBBB", lw=0.8, zorder=1)
     for point in points:
         low, middle, high = point.time
-        bars = [[middle - low], [high - middle]]
-        axes.errorbar(point.memory, middle, yerr=bars, fmt="o", ms=6, color=point.look.colour, capsize=2, lw=1)
+        axes.errorbar(
+            point.memory,
+            middle,
+            yerr=[[middle - low], [high - middle]],
+            fmt=markers[point.look.label],
+            ms=6,
+            color=point.look.colour,
+            capsize=2,
+            lw=1,
+            label=point.look.label,
+        )
     right = max([1.0, *(point.memory for point in points)])
     bottom, top = (f(1.0, *(point.time[1] for point in points)) for f in (min, max))
     room = 0.12 * max(top - bottom, 0.1)
     axes.set(xlim=(0, 1.12 * right), ylim=(bottom - room, top + room))
     axes.set(title=title, xlabel="memory peak of a step ÷ exact", ylabel="time of a step ÷ exact (quartiles)")
-    _name(axes, points, right)
 
 
-def _name(axes: Axes, points: Sequence[Point], right: float) -> None:
-    """Names beside their points, moved up and down until none covers another."""
-    low, high = axes.get_ylim()
-    line = 0.055 * (high - low)
-    taken: list[tuple[float, float, float]] = []  # from, to and height
-    for point in sorted(points, key=lambda p: p.time[1]):
-        width = 0.021 * right * len(point.look.label)
-        left = point.memory > 0.62 * right
-        start = point.memory - 0.03 * right - width if left else point.memory + 0.03 * right
-        height = point.time[1]
-        while any(abs(height - y) < line and start < b and a < start + width for a, b, y in taken):
-            height += line / 4
-        taken.append((start, start + width, height))
-        beside = point.memory + (-0.03 if left else 0.03) * right
-        axes.annotate(
-            point.look.label,
-            (point.memory, point.time[1]),
-            (beside, height),
-            ha="right" if left else "left",
-            va="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4, "shrinkA": 0},
-        )
+def _explain(figure: Figure) -> None:
+    """One legend for all panels."""
+    named = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named, loc="outside lower center", ncols=min(5, len(named)), frameon=False)
