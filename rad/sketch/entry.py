@@ -117,10 +117,7 @@ def _compiled(loop: Any, kinds: tuple[Any, ...]) -> Entry:
     entry = types.FunctionType(code, given, loop.__name__)
     entry.__module__ = loop.py_func.__module__
     signature = numba.types.void(numba.types.voidptr)
-    try:
-        made = numba.cfunc(signature, cache=True)(entry)
-    except RuntimeError:  # nowhere to write a cache
-        made = numba.cfunc(signature)(entry)
+    made = kernels.cached(lambda cache: numba.cfunc(signature, cache=cache)(entry))
     assert made.address is not None
     run: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(made.address)
     run.compiled = made  # in whose memory it runs

@@ -22,6 +22,7 @@ except ImportError:
 __all__ = [
     "bits_to_bytes",
     "bytes_to_bits",
+    "cached",
     "compiled",
     "flags_to_bits",
     "fraction",
@@ -63,10 +64,15 @@ def compiled(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     if numba is None:
         return fn
     options = {"nogil": True, "error_model": "numpy", **options}  # which divides by zero as PyTorch does
+    return cached(functools.partial(numba.njit, fn, **options))
+
+
+def cached(make: Callable[..., Any]) -> Any:
+    """``make(cache=True)`` of numba's; compiled anew by each process where there is nowhere to write a cache."""
     try:
-        return numba.njit(fn, cache=True, **options)
-    except RuntimeError:  # nowhere to write a cache: compiled anew by each process
-        return numba.njit(fn, **options)
+        return make(cache=True)
+    except RuntimeError:
+        return make(cache=False)
 
 
 # Unsigned arithmetic, which wraps around; every operand has to be of the type.

@@ -107,6 +107,22 @@ def test_loops_find_their_arguments_as_they_were_given():
         loop_threads.shared(mark, 2, 1, torch.zeros(8)[::2], torch.zeros(3, dtype=torch.int64), 1.0)
 
 
+def test_loops_run_where_nothing_can_be_cached(monkeypatch):
+    from numba.core.caching import CacheImpl
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="cache"):
+        kernels.numba.njit(lambda: None, cache=True)
+
+    def count(done, first, last):
+        for i in range(first, last):
+            done[i] += 1
+
+    done = torch.zeros(5)
+    loop_threads.shared(kernels.compiled(count), 5, 1, done)
+    assert done.tolist() == [1.0] * 5
+
+
 def test_tensors_that_are_not_in_one_piece_are_rounded_alike():
     x = normal(40, 64)[:, ::2]
     whole = x.contiguous()
