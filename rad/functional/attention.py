@@ -59,9 +59,8 @@ def attention(
         mask = mask.unsqueeze(1) if single and mask.dim() == 3 else mask
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
     q, k, v = operands
-    kernel = fused(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, call.sketch)
-    if kernel is not None:
-        out = fused_attention(call, *operands, kernel, dropout_p, is_causal, scale)
+    if fused(q, k, v, mask, dropout_p, is_causal, scale, call.sketch):
+        out = fused_attention(call, *operands, mask, dropout_p, is_causal, scale)
         return out.squeeze(1) if single else out
     out = _attention(call, *operands, mask, dropout_p, is_causal, scale, enable_gqa, single)
     return out.squeeze(1) if single else out

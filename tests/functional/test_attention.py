@@ -23,14 +23,14 @@ def _fused_on_a_cpu(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """Forward and backward passes of the fused kernels."""
-    found = []
+    found, stock = [], module._stock
 
-    def counted(kernel, name):
-        return lambda *args, **options: (found.append(name), kernel(*args, **options))[1]
+    def watched(function, operands):
+        out, saved, gradients = stock(function, operands)
+        found.append("forward")
+        return out, saved, lambda *args: (found.append("backward"), gradients(*args))[1]
 
-    flash = module._FLASH["cpu"]
-    watched = flash._replace(forward=counted(flash.forward, "forward"), backward=counted(flash.backward, "backward"))
-    monkeypatch.setitem(module._FLASH, "cpu", watched)
+    monkeypatch.setattr(module, "_stock", watched)
     return found
 
 
@@ -41,11 +41,21 @@ def operands(*wanted, queries=9, keys=9):
 
 
 def attend(sketch, tensors, seeds=0, **options):
+    inner = {id(t): t * 1 for t in tensors}
     with answered(sketch, seeds):
-        return F.scaled_dot_product_attention(*(t * 1 for t in tensors), **options)
+        return F.scaled_dot_product_attention(*(inner[id(t)] for t in tensors), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}], ids=str)
+SEEN = torch.ones(9, 9, dtype=torch.bool).tril()
+MASKS = {
+    "bools": SEEN,
+    "of each": SEEN.expand(2, 2, 9, 9),
+    "numbers": torch.zeros(9, 9).masked_fill(~SEEN, -9).double(),
+}
+OPTIONS = [{}, {"is_causal": True}, {"scale": 0.3}, *({"attn_mask": mask} for mask in MASKS.values())]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "causal", "scale", *MASKS])
 @pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,), (0, 2)])
 def test_as_stock_where_hardly_anything_is_rounded(options, wanted, calls):
     tensors = operands(*wanted)
@@ -71,14 +81,17 @@ def test_right_on_average(causal):
         assert_unbiased(torch.stack(found), right)
 
 
-@pytest.mark.parametrize("change", ["mask", "dropout", "groups", "features", "off"])
+@pytest.mark.parametrize("change", ["learned", "dropout", "groups", "features", "shared", "off"])
 def test_blocks_of_rows_where_the_kernels_do_not_serve(change, calls, monkeypatch):
     q, k, v = operands(0, 1, 2)
-    options = {"mask": {"attn_mask": torch.ones(9, 9, dtype=torch.bool)}, "dropout": {"dropout_p": 0.2}}.get(change, {})
+    learned = torch.zeros(9, 9, dtype=torch.float64, requires_grad=True)
+    options = {"learned": {"attn_mask": learned}, "dropout": {"dropout_p": 0.2}}.get(change, {})
     if change == "groups":
         k, v, options = k[:, :1], v[:, :1], {"enable_gqa": True}
     if change == "features":
         v = v[..., :4]
+    if change == "shared":
+        k = q
     if change == "off":
         monkeypatch.setattr(module, "_FUSED_ON", set())
     attend(rad.Rounding(bits=3), [q, k, v], **options).sum().backward()
@@ -112,10 +125,12 @@ def test_the_kernels_serve_where_they_keep_little_more(monkeypatch, calls):
     sketch = rad.Rounding(bits=3)
     fraction = sketch.fraction(8)
     for keys in (8, 64, 128, 256, 512, 1024):
-        for causal in (False, True):
+        mask = torch.ones(keys, keys, dtype=torch.bool)
+        for options in ({}, {"is_causal": True}, {"attn_mask": mask}):
             calls.clear()
             tensors = operands(0, 1, 2, queries=keys, keys=keys)
-            attend(sketch, tensors, is_causal=causal)
-            count, seen = tensors[0].numel(), 4 * keys * keys / (2 if causal else 1)
+            attend(sketch, tensors, **options)
+            count, seen = tensors[0].numel(), 4 * keys * keys / (2 if "is_causal" in options else 1)
             fused, blocks = 2 * count + fraction * 2 * count, fraction * (3 * count + seen)
-            assert (calls == ["forward"]) == (fused <= 2 * blocks), keys
+            fused += mask.numel() if "attn_mask" in options else 0
+            assert (calls == ["forward"]) == (fused <= 2 * blocks), (keys, *options)
