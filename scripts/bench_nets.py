@@ -5,7 +5,8 @@ backward pass and optimizer on one fixed batch. Rivals of a summary that keep gr
 every block again, ``accumulate`` splits the batch, ``offload`` moves what is kept to the CPU, ``compile:0.3`` is
 PyTorch's compiler with such an activation memory budget. Of summaries there are ``rounding``, or ``rounding:2`` to so
 many bits; ``rounding+compile``, compiled; ``allocated``, with bits for each kept tensor in the bytes of ``rounding``;
-``same``, ``different`` and ``projection``, the paper's, with a tenth of what weight gradients need.
+``same``, ``different`` and ``projection``, the paper's, with a tenth of what weight gradients need. Of every method
+that is not compiled, ``+graph`` makes one whose steps are replays of a CUDA graph: ``exact+graph``.
 
 Rows are written as they come, so that a run that is stopped leaves what it has found.
 
@@ -61,6 +62,7 @@ PAPERS = {
     "projection": rad.Project(0.1),
 }
 OTHERS = ("allocated", *PAPERS, "offload", "rounding+compile")
+GRAPH = "+graph"  # of any of them
 # As what others know them.
 LOOKS = {"rounding": "rad_round", "allocated": "rad_auto", "same": "rad_same", "different": "rad_diff"}
 LOOKS |= {"projection": "rad_proj", "compile": "compile_budget"}
@@ -74,8 +76,9 @@ BLOCKS = (
 
 def method(text: str) -> str:
     """The type of a method, see ``METHODS``."""
-    name, _, number = text.partition(":")
-    known = name in (*METHODS.split(","), *OTHERS)
+    plain = text.removesuffix(GRAPH)
+    name, _, number = plain.partition(":")
+    known = name in (*METHODS.split(","), *OTHERS) and (text == plain or "compile" not in name)
     if known and number:
         known = name in ("rounding", "compile") and (whole(1, MAX_BITS)(number) if name == "rounding" else True)
         known = known and (name == "rounding" or positive(number) <= 1)
@@ -86,6 +89,10 @@ def method(text: str) -> str:
 
 def look_of(method: str) -> Look:
     """How it is called and drawn."""
+    plain = method.removesuffix(GRAPH)
+    if plain != method:
+        its = look_of(plain)
+        return replace(its, label=f"{its.label}, graph")
     name, _, number = method.partition(":")
     its = look(LOOKS.get(name, name))
     if name == "rounding":
@@ -107,7 +114,7 @@ class Bench:
 
     def __init__(self, method: str, model: nn.Module, inputs: tuple[Tensor, ...], args: argparse.Namespace) -> None:
         self.method, self.inputs, self.device = method, inputs, args.device
-        self.name, _, number = method.partition(":")
+        self.name, _, number = method.removesuffix(GRAPH).partition(":")
         self.parts = args.parts if self.name == "accumulate" else 1
         self.amp = args.dtype == "amp"
         rounding = rad.Rounding(bits=int(number) if self.name == "rounding" and number else args.bits)
@@ -124,6 +131,7 @@ class Bench:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         self.budget = float(number) if self.name == "compile" and number else None
         self.run = torch.compile(model) if "compile" in self.name else model
+        self.model, self.graph = model, None
         self.seconds: list[float] = []
 
     def loss(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -140,10 +148,23 @@ class Bench:
             loss.backward()
         self.optimizer.step()
 
+    def capture(self) -> None:
+        """Makes each further step a replay of a CUDA graph."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            self.step()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        converted = any(isinstance(module, rad.nn.Converted) for module in self.model.modules())
+        graph = rad.nn.CUDAGraph(self.model) if converted else torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        self.graph = graph
+
     def timed(self) -> float:
         synchronize(self.device)
         start = time.perf_counter()
-        self.step()
+        (self.step if self.graph is None else self.graph.replay)()
         synchronize(self.device)
         return time.perf_counter() - start
 
@@ -215,6 +236,9 @@ def table(benches: list[Bench], found: dict[str, tuple[int, int]]) -> str:
 def compare(args: argparse.Namespace, report: Callable[[str], None]) -> list[Point]:
     """All methods side by side."""
     methods = ["exact", *(m for m in args.methods if m != "exact")]
+    graphs = [m for m in methods if m.endswith(GRAPH)]
+    if graphs and args.device.type != "cuda":
+        raise UserError(f"{graphs[0]} replays a CUDA graph and needs --device cuda, not {args.device}")
     model, inputs, describe = make(args, args.batch, args.size)
     benches: list[Bench] = []
     found: dict[str, tuple[int, int]] = {}
@@ -225,6 +249,9 @@ def compare(args: argparse.Namespace, report: Callable[[str], None]) -> list[Poi
             for _ in range(args.warmup):  # compiles what is to be compiled
                 bench.timed()
             found[method] = bench.memory()
+            if method.endswith(GRAPH):
+                bench.capture()
+                bench.timed()
         except Exception as error:  # a rival that does not run is a finding, too
             notes.append(f"{method}: {type(error).__name__}: {first_line(error)}")
             report("\n".join([describe, *notes]))

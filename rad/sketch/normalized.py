@@ -81,9 +81,8 @@ def backward(
     packed, ranges = compressed.kept
     gain = None if gain is None else gain.contiguous()
     if gpu.groups_of(grad, size) and (len(view) == 3 or view[1] <= _LONGEST):
-        dither = compressed.stream().uniform((ranges.shape[1] + size,), scale.dtype)
         run = gpu.rows_backward if len(view) == 2 else gpu.channels_backward
-        grad_x, sums = run(grad, packed, ranges, size, dither, scale, gain, centered)
+        grad_x, sums = run(grad, packed, ranges, size, compressed.stream(), scale, gain, centered)
     elif kernels.usable(grad):
         out = rebuild(packed, ranges, size, compressed.stream(), torch.empty(grad.numel(), dtype=grad.dtype))
         gain = torch.ones(view[1], dtype=grad.dtype) if gain is None else gain.detach().to(grad.dtype)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from rad.sketch import gpu, kernels
+from rad.sketch.replay import shift
 from rad.sketch.threads import shared
 
-__all__ = ["Stream", "bounded"]
+__all__ = ["Stream", "bounded", "counters"]
 
 _SPREAD = 0x2545F4914F6CDD1D  # any odd number of some size that the hash does not use itself
 
@@ -30,6 +31,7 @@ class Stream:
     Attributes:
         seed: The 64-bit seed, a number or a tensor while a graph is traced; small changes of it give unrelated streams.
         device: Where the numbers are made.
+        counter: Of the number that comes next.
     """
 
     def __init__(self, seed: int | Tensor, device: torch.device) -> None:
@@ -38,7 +40,7 @@ class Stream:
         self.seed = seed
         self.device = device
         # Spread out, so that the counters of neighbouring seeds lie far apart.
-        self._counter = _signed(seed * _SPREAD)
+        self.counter = counters(seed)
 
     def words(self, count: int) -> Tensor:
         """int64 ``[count]`` of 64 random bits each."""
@@ -48,7 +50,9 @@ class Stream:
         if kernels.usable(out):
             shared(kernels.hash_words, count, 1, start, out)
             return out
-        return _hash(torch.arange(count, device=self.device) + start)
+        counters = torch.arange(count, device=self.device) + start
+        more = shift(self.device)
+        return _hash(counters if more is None else counters + more)
 
     def integers(self, bound: int, shape: tuple[int, ...]) -> Tensor:
         """int64 of the given shape, uniform in [0, bound) up to a relative bound/2^32."""
@@ -88,9 +92,14 @@ class Stream:
 
     def advance(self, count: int) -> Any:
         """Skips ``count`` numbers, for loops that draw them themselves, and returns the counter of the first."""
-        start = self._counter
-        self._counter = _signed(start + count)
+        start = self.counter
+        self.counter = _signed(start + count)
         return start
+
+
+def counters(seeds: int | Tensor) -> Any:
+    """By how much the counters of streams differ whose seeds differ by so many."""
+    return _signed(seeds * _SPREAD)
 
 
 def bounded(words: Tensor, bound: int | Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rad.sketch.replay import shift
+
 __all__ = [
     "bits_where_positive",
     "channels_backward",
@@ -67,7 +69,8 @@ def _loops(device: torch.device) -> dict[str, Any] | None:
     loops = {**vars(numbers), **vars(planes), **vars(levels), **vars(normalize)}
     try:
         with _on(device):
-            loops["draw_words"][(1,)](torch.zeros(2, dtype=torch.int64, device=device), 2, 1, 0, "words", 16, **_EXACT)
+            words = torch.zeros(2, dtype=torch.int64, device=device)
+            loops["draw_words"][(1,)](words, 2, 1, None, 0, "words", 16, **_EXACT)
     except Exception as error:  # no driver or no compiler for C, perhaps
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
@@ -111,8 +114,9 @@ def round_to_levels(
     mean, scale, inner = (None, None, 1) if norm is None else norm
     stats = 1 if scale is None else scale.numel()
     tensors = (x, packed, ranges, x if mean is None else mean, x if scale is None else scale)
-    shape = (size, eighths, width, rows, count % size == 0, scale is not None, mean is not None)
-    _launch(x, "round_groups", -(-groups // rows), *tensors, count, groups, row_bytes, start, inner, stats, *shape)
+    numbers = (start, shift(x.device))
+    shape = (size, eighths, width, rows, count % size == 0, inner < 8, scale is not None, mean is not None)
+    _launch(x, "round_groups", -(-groups // rows), *tensors, count, groups, row_bytes, *numbers, inner, stats, *shape)
     return packed, ranges
 
 
@@ -121,8 +125,9 @@ def rebuild(packed: Tensor, ranges: Tensor, size: int, start: int, out: Tensor, 
     count = len(out)
     groups, row_bytes, eighths, rows = _shape(count, size)
     other = out if grad is None else grad
-    args = (packed, ranges, other, out, count, groups, row_bytes, start, size, eighths, len(packed), rows)
-    _launch(out, "rebuild_groups", -(-groups // rows), *args, count % size == 0, grad is not None)
+    numbers = (count, groups, row_bytes, start, shift(out.device), size, eighths, len(packed), rows)
+    args = (packed, ranges, other, out, *numbers, count % size == 0, grad is not None)
+    _launch(out, "rebuild_groups", -(-groups // rows), *args)
     return out
 
 
@@ -138,13 +143,14 @@ def rows_backward(
     packed: Tensor,
     ranges: Tensor,
     size: int,
-    dither: Tensor,
+    stream: Any,
     scale: Tensor,
     gain: Tensor | None,
     centered: bool,
 ) -> tuple[Tensor, Tensor]:
     """See ``rad.sketch.normalized``, for statistics of rows: gradients of the input, and sums over rows ``[2, d]``."""
     rows, d = scale.numel(), grad.numel() // scale.numel()
+    dither = stream.uniform((ranges.shape[1] + size,), scale.dtype)
     programs = min(rows, _PERSISTENT)
     out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
     sums = torch.empty(programs, 2, d, dtype=scale.dtype, device=grad.device)
@@ -160,25 +166,35 @@ def channels_backward(
     packed: Tensor,
     ranges: Tensor,
     size: int,
-    dither: Tensor,
+    stream: Any,
     scale: Tensor,
     gain: Tensor | None,
     centered: bool,
 ) -> tuple[Tensor, Tensor]:
     """See ``rad.sketch.normalized``, for channels: gradients ``[n, channels, space]``, and sums ``[2, channels]``."""
     n, channels, space = grad.shape
-    count, blocks = grad.numel(), -(-n * space // _BLOCK)
-    parts = max(1, min(blocks, 8 * _PERSISTENT // channels))
-    chunk = -(-blocks // parts) * _BLOCK
-    parts = -(-n * space // chunk)
-    sums = torch.empty(parts, 2, channels, dtype=scale.dtype, device=grad.device)
-    kept, shape = (packed, ranges, dither), (packed.shape[1], ranges.shape[1], size, len(packed), _BLOCK)
-    _launch(grad, "channel_sums", channels * parts, grad, *kept, sums, n * space, space, channels, chunk, *shape)
-    total = sums.sum(0) if parts > 1 else sums[0]
-    out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-    tensors = (grad, *kept, scale, scale if gain is None else gain, total, out)
-    numbers = (count, n * space, space, channels, *shape, centered, gain is not None)
-    _launch(grad, "channels_backward", -(-count // _BLOCK), *tensors, *numbers)
+    count, groups, width, row_bytes = grad.numel(), ranges.shape[1], *packed.shape
+    real, device = scale.dtype, grad.device
+    start, dither = stream.counter, stream.uniform((groups + size,), real)
+    aligned = space % 8 == 0
+    touched = space // 8 if aligned else (space + 14) // 8  # bytes of bits
+    eights = min(1 << (touched - 1).bit_length(), _ELEMENTS // 8)
+    planes = _ELEMENTS // 8 // eights
+    parts = max(1, min(-(-n // planes), 8 * _PERSISTENT // channels))
+    chunk = -(-n // (planes * parts)) * planes
+    parts = -(-n // chunk)
+    sums = torch.empty(parts, 2, channels, dtype=real, device=device)
+    numbers = (n, space, touched, channels, chunk, row_bytes, groups, size, width, planes, eights, aligned)
+    _launch(grad, "channel_sums", channels * parts, grad, packed, ranges, dither, sums, *numbers)
+    total, terms = torch.empty(5, channels, dtype=real, device=device).split((2, 3))
+    tensors = (sums, scale, scale if gain is None else gain, total, terms)
+    numbers = (parts, n * space, channels, centered, gain is not None, 32, 32)
+    _launch(grad, "channel_terms", -(-channels // 32), *tensors, *numbers)
+    out = torch.empty(grad.shape, dtype=grad.dtype, device=device)
+    _, _, eights, rows = _shape(count, size)
+    numbers = (count, groups, row_bytes, start, shift(device), n * space, space, channels, size, eights, width, rows)
+    flags = (count % size == 0, space < 8, centered)
+    _launch(grad, "channels_backward", -(-groups // rows), grad, packed, ranges, terms, out, *numbers, *flags)
     return out, total
 
 
@@ -221,14 +237,14 @@ def masked(x: Tensor, packed: Tensor) -> Tensor:
 def draw(out: Tensor, start: int, kind: str, bound: int = 0) -> Tensor:
     """Fills ``out`` with the numbers of counters from ``start``: words, integers below a bound, or uniform ones."""
     count = out.numel()
-    _launch(out, "draw_words", -(-count // _BLOCK), out, count, start, bound, kind, _BLOCK)
+    _launch(out, "draw_words", -(-count // _BLOCK), out, count, start, shift(out.device), bound, kind, _BLOCK)
     return out
 
 
 def signs(out: Tensor, start: int) -> Tensor:
     """Fills ``out`` with ±1."""
     count = out.numel()
-    _launch(out, "draw_signs", -(-count // (64 * 32)), out, count, start, 32)
+    _launch(out, "draw_signs", -(-count // (64 * 32)), out, count, start, shift(out.device), 32)
     return out
 
 

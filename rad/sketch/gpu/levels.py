@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rad.sketch.gpu.numbers import _bfloat16, _dither, _load, _rounded, _store, _uniform
+from rad.sketch.gpu.numbers import _bfloat16, _counter, _dither, _load, _rounded, _store, _uniform
 from rad.sketch.gpu.planes import _load_bits, _store_bits
 
 _INF = tl.constexpr(float("inf"))
@@ -69,16 +69,57 @@ def _reciprocal(x):
 
 
 @triton.jit
-def _normalized(values, x_mean, x_scale, group, place, inner, stats, SIZE: tl.constexpr, CENTERED: tl.constexpr):
-    """``(values − mean) · scale``, with statistics for ``inner`` elements in turn, ``stats`` of them and all over."""
-    first = group * SIZE
-    run = (first % inner).to(tl.int32)[:, None] + place[None, :]  # counted from where the statistics of a group begin
-    stat = ((first // inner) % stats).to(tl.int32)[:, None] + run // inner
-    stat = stat % stats
-    there = (group >= 0)[:, None] & (place >= 0)[None, :]
-    if CENTERED:
-        values = values - tl.load(x_mean + stat, mask=there)
-    return values * tl.load(x_scale + stat, mask=there)
+def _statistics(
+    pointer,
+    first,
+    inner,
+    stats,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    EIGHTS: tl.constexpr,
+    NARROW: tl.constexpr,
+):
+    """Numbers of elements from ``first`` on, ``ROWS`` groups of them: one for ``inner`` in turn, ``stats`` in all.
+
+    Eight elements have at most two of them, which are loaded once; more only where runs are shorter (``NARROW``).
+    """
+    place = tl.arange(0, ROWS)[:, None] * SIZE
+    place += tl.arange(0, 8 * EIGHTS)[None, :] if NARROW else 8 * tl.arange(0, EIGHTS)[None, :]
+    place += (first % inner).to(tl.int32)  # counted from where the statistics of the first begin
+    run = place // inner
+    stat = (((first // inner) % stats).to(tl.int32) + run) % stats
+    here = tl.load(pointer + stat)
+    if not NARROW:
+        lane = tl.arange(0, 8)[None, None, :]
+        left = tl.expand_dims((run + 1) * inner - place, 2)
+        then = tl.load(pointer + tl.where(stat + 1 < stats, stat + 1, 0))
+        each = tl.where(lane < left, tl.expand_dims(here, 2), tl.expand_dims(then, 2))
+        here = tl.reshape(each, (ROWS, 8 * EIGHTS))
+    return here
+
+
+@triton.jit
+def _estimates(
+    packed,
+    ranges,
+    start,
+    group,
+    groups,
+    row_bytes,
+    REAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    EIGHTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """What groups of levels stand for, and their steps."""
+    byte, kept = _bytes(group, groups, row_bytes, SIZE, EIGHTS)
+    levels = tl.reshape(_load_bits(packed, byte, row_bytes, kept, WIDTH), (group.shape[0], 8 * EIGHTS))
+    there = group < groups
+    low, step = _load(ranges, group, there).to(REAL), _load(ranges, groups + group, there).to(REAL)
+    step = tl.where(step == _TINY, 0.0, step)
+    by_group, by_place = _dither(start, group), _dither(start, groups + tl.arange(0, 8 * EIGHTS))
+    values = (levels.to(REAL) + (0.5 - _uniform(by_group, by_place, REAL))) * step[:, None] + low[:, None]
+    return values, step
 
 
 @triton.jit(do_not_specialize=["groups", "row_bytes", "start", "inner", "stats"])
@@ -92,6 +133,7 @@ def round_groups(
     groups,
     row_bytes,
     start,
+    shift,
     inner,
     stats,
     SIZE: tl.constexpr,
@@ -99,17 +141,21 @@ def round_groups(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,
+    NARROW: tl.constexpr,
     SCALED: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """``rad.sketch.levels.round_to_levels`` for groups of ``SIZE`` elements, a multiple of 8; ``ROWS`` a program."""
-    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    group = first + tl.arange(0, ROWS)
     place = tl.arange(0, 8 * EIGHTS)
     at = group[:, None] * SIZE + place[None, :]
     inside = _inside(group, groups, count, SIZE, EIGHTS, EVEN)
     values = _load(x, at, inside)
+    if CENTERED:
+        values -= _statistics(mean, first * SIZE, inner, stats, ROWS, SIZE, EIGHTS, NARROW)
     if SCALED:
-        values = _normalized(values, mean, scale, group, place, inner, stats, SIZE, CENTERED)
+        values *= _statistics(scale, first * SIZE, inner, stats, ROWS, SIZE, EIGHTS, NARROW)
     low, high = _extremes(values, inside)
     low32, step32 = _stored_range(low, high, WIDTH)
     there = group < groups
@@ -117,6 +163,7 @@ def round_groups(
     _store(ranges, groups + group, step32, there)
     low, step = low32.to(values.dtype), step32.to(values.dtype)
     whole = (tl.abs(low) < _INF) & (step < _INF)
+    start = _counter(start, shift)
     by_group, by_place = _dither(start, group), _dither(start, groups + place)
     u = _uniform(by_group, by_place, values.dtype)
     steps = (values - low[:, None]) * _reciprocal(step)[:, None] + u
@@ -135,6 +182,7 @@ def rebuild_groups(
     groups,
     row_bytes,
     start,
+    shift,
     SIZE: tl.constexpr,
     EIGHTS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -145,15 +193,8 @@ def rebuild_groups(
     """``rad.sketch.levels.rebuild``, times ``grad`` if ``TIMES``."""
     REAL: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    byte, kept = _bytes(group, groups, row_bytes, SIZE, EIGHTS)
-    levels = tl.reshape(_load_bits(packed, byte, row_bytes, kept, WIDTH), (ROWS, 8 * EIGHTS))
-    there = group < groups
-    low, step = _load(ranges, group, there).to(REAL), _load(ranges, groups + group, there).to(REAL)
-    step = tl.where(step == _TINY, 0.0, step)
-    place = tl.arange(0, 8 * EIGHTS)
-    by_group, by_place = _dither(start, group), _dither(start, groups + place)
-    values = (levels.to(REAL) + (0.5 - _uniform(by_group, by_place, REAL))) * step[:, None] + low[:, None]
-    at = group[:, None] * SIZE + place[None, :]
+    values, _ = _estimates(packed, ranges, _counter(start, shift), group, groups, row_bytes, REAL, SIZE, EIGHTS, WIDTH)
+    at = group[:, None] * SIZE + tl.arange(0, 8 * EIGHTS)[None, :]
     inside = _inside(group, groups, count, SIZE, EIGHTS, EVEN)
     if TIMES:
         values = _rounded(out, values) * _load(grad, at, inside)

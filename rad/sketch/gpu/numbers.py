@@ -29,9 +29,18 @@ def _hash(counter):
 
 
 @triton.jit
+def _counter(start, shift):
+    """Where a stream of numbers starts, in a replay of what was captured; see ``rad.sketch.replay``."""
+    counter = start.to(tl.int64)
+    if shift is not None:
+        counter += tl.load(shift)
+    return counter
+
+
+@triton.jit
 def _dither(start, index):
     """A uniform number in units of 2^-23."""
-    return (_hash(start.to(tl.int64) + index) >> 41).to(tl.int32)
+    return (_hash(start + index) >> 41).to(tl.int32)
 
 
 @triton.jit
@@ -88,10 +97,10 @@ def _store(pointer, at, x, inside):
 
 
 @triton.jit(do_not_specialize=["start", "bound"])
-def draw_words(out, count, start, bound, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def draw_words(out, count, start, shift, bound, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Hashes of successive counters: themselves, brought into [0, bound), or as uniform numbers."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    words = _hash(start.to(tl.int64) + at)
+    words = _hash(_counter(start, shift) + at)
     if KIND == "integers":
         words = ((words >> 32) * bound.to(tl.uint64)) >> 32
     if KIND == "uniform":
@@ -102,10 +111,10 @@ def draw_words(out, count, start, bound, KIND: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["start"])
-def draw_signs(out, count, start, BLOCK: tl.constexpr):
+def draw_signs(out, count, start, shift, BLOCK: tl.constexpr):
     """±1 by the bits of hashes, 64 to a word."""
     word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    bits = _hash(start.to(tl.int64) + word)[:, None] >> tl.arange(0, 64)[None, :].to(tl.uint64)
+    bits = _hash(_counter(start, shift) + word)[:, None] >> tl.arange(0, 64)[None, :].to(tl.uint64)
     signs = tl.reshape((bits & 1).to(tl.int32) * 2 - 1, (64 * BLOCK,))
     at = tl.program_id(0).to(tl.int64) * (64 * BLOCK) + tl.arange(0, 64 * BLOCK)
     REAL: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
