@@ -2,11 +2,13 @@
 
 ``∂x = p (g − ⟨p, g⟩)`` is quadratic in ``p``: with an estimate ``p̂`` whose elements have pairwise independent errors
 of variance ``v`` its expectation is too small by ``v g``, which is known without the values. The others are linear in
-``p``.
+``p``. Logits may be the largest tensors there are: but for smoothed labels and the like only a block of rows of ``p``
+is dense at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rad.functional.autocast import full_precision
-from rad.functional.operation import Call, Keep, Kept, Summary, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
-from rad.sketch import Rounding, normalized
+from rad.sketch import Rounding, normalized, tracing
 
 __all__ = ["cross_entropy", "gradient", "log_softmax", "nll_loss", "softmax"]
+
+# Elements of a block of probabilities: on a CPU as few as cost no time, and on a GPU as many as keep it busy.
+_BLOCK, _BLOCK_GPU = 2**22, 2**26
 
 
 @rule(F.softmax)
@@ -87,12 +92,33 @@ def log_softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None =
 @operation
 def _logarithmic(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> Any:
     out = torch.log_softmax(x, dim, dtype)
-    p_ = keep.factor(out.exp())
+    p_ = [keep.factor(rows.exp(), role="probabilities") for rows in _blocks(out)]
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        return torch.sub(grad, kept.times(p_, grad.sum(dim, keepdim=True).expand_as(grad)))  # pyright: ignore
+        return _times(kept, p_, grad.sum(dim, keepdim=True).neg_().expand_as(grad)).add_(grad)
 
     return out, backward
+
+
+def _blocks(x: Tensor) -> Sequence[Tensor]:
+    """Rows ``[n, ...]``, a block of them at a time; all at once where a graph is in the making."""
+    most = _BLOCK_GPU if x.is_cuda else _BLOCK
+    if not tracing.eager() or x.numel() <= most:
+        return (x,)
+    return x.split(max(1, most * len(x) // x.numel()))
+
+
+def _times(kept: Kept, p_: Sequence[Any], grad: Tensor) -> Tensor:
+    """``grad`` times the probabilities that are kept by blocks of rows, in memory of its own."""
+    if len(p_) == 1:
+        return kept.times(p_[0], grad)
+    rows = grad.split(kept[p_[0]].shape[0])
+    if torch.is_grad_enabled():  # to be differentiated
+        return torch.cat([kept.times(*pair) for pair in zip(p_, rows, strict=True)])
+    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    for handle, part, into in zip(p_, rows, out.split(len(rows[0])), strict=True):
+        into.copy_(kept.times(handle, part))
+    return out
 
 
 @rule(F.cross_entropy)
@@ -123,15 +149,16 @@ def _cross_entropy(
     keep: Keep, x: Tensor, target: Tensor, weight: Tensor | None, ignore: int, reduction: str, smoothing: float
 ) -> Any:
     options: dict[str, Any] = {"ignore_index": ignore, "reduction": reduction}
-    axis = min(x.dim() - 1, 1)
+    axis, blocks = min(x.dim() - 1, 1), _blocks(x)
     if target.is_floating_point() or smoothing or x.numel() == 0 or target.shape == x.shape:
         out = F.cross_entropy(x, target, weight, label_smoothing=smoothing, **options)
-        p = torch.softmax(x, axis)
+        p_ = [keep.factor(torch.softmax(x, axis), role="probabilities")]
+    elif len(blocks) > 1 and x.dim() == 2 and target.shape == x.shape[:1] and weight is None:
+        out, p_ = _by_blocks(keep, blocks, target, ignore, reduction)
     else:  # as stock does it, once for both
         p = torch.log_softmax(x, axis)
         out = F.nll_loss(p, target, weight, **options)
-        p.exp_()
-    p_ = keep.factor(p)
+        p_ = [keep.factor(p.exp_(), role="probabilities")]
     target_, weight_ = keep.exact(target), keep.exact(weight)
     shape = x.shape
 
@@ -140,13 +167,28 @@ def _cross_entropy(
         if target.is_floating_point() or smoothing:
             inner = _of_logarithms(grad, shape, axis, target, weight, ignore, reduction, smoothing)
             total = inner.sum(axis, keepdim=True)
-            return inner - kept.times(p_, total.expand(shape))  # pyright: ignore
+            return inner - _times(kept, p_, total.expand(shape))
         place, _, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
         each = each * scale
-        # In the memory of the estimate: logits may be the largest tensors there are.
-        return kept.times(p_, each.neg().expand(shape)).scatter_add_(axis, place, each)  # pyright: ignore
+        # In the memory of the estimate, without another tensor of that size.
+        return _times(kept, p_, each.neg().expand(shape)).scatter_add_(axis, place, each)
 
     return out, backward
+
+
+def _by_blocks(
+    keep: Keep, blocks: Sequence[Tensor], target: Tensor, ignore: int, reduction: str
+) -> tuple[Tensor, list[Handle | None]]:
+    """The loss of logits ``[n, C]``, to the bit as of all rows at once; and their probabilities, as they are kept."""
+    losses, p_ = [], []
+    for logits, targets in zip(blocks, target.split(len(blocks[0])), strict=True):
+        p = torch.log_softmax(logits, 1)
+        losses.append(F.nll_loss(p, targets, ignore_index=ignore, reduction="none"))
+        p_.append(keep.factor(p.exp_(), role="probabilities"))
+        del p  # before there is the next one
+    # They are added up as stock does it: as logarithms of probabilities of a single class, which some rows ignore.
+    logarithms = torch.cat(losses).neg_().unsqueeze(1)
+    return F.nll_loss(logarithms, torch.where(target.long() == ignore, -100, 0), reduction=reduction), p_
 
 
 def _of_logarithms(
@@ -179,7 +221,7 @@ def _targets(
     grad: Tensor, axis: int, target: Tensor, weight: Tensor | None, ignore: int, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Targets, which of them count, how much, and what all of that is multiplied by; with an axis of one class."""
-    place = target.unsqueeze(axis)
+    place = target.long().unsqueeze(axis)  # PyTorch takes bytes as well
     valid = place != ignore
     place = place.where(valid, 0)
     each = valid.to(grad.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rad
 from rad.budget.stand_in import BASE
-from rad.functional import Assignment, attention, scan
+from rad.functional import Assignment, attention, scan, softmax
 from rad.nn.convert import for_a_while
 from rad.sketch import Sketch
 
@@ -77,6 +77,7 @@ def test_each_call_has_its_own(case, monkeypatch):
             case.function(*(t * 1 if isinstance(t, Tensor) and t.requires_grad else t for t in tensors), **case.options)
 
     monkeypatch.setattr(attention, "_BLOCK", 40)
+    monkeypatch.setattr(softmax, "_BLOCK", 40)
     once, twice = (places(run, times, case.tensors(), case.tensors()) for times in (1, 2))
     assert_apart(twice, once)
 
@@ -161,6 +162,24 @@ def test_they_do_not_depend_on_how_many_blocks_attention_goes_by(monkeypatch):
         found.append(places(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), *(t * 1 for t in heads)))
     assert len({*map(frozenset, found[:2])}) == 1
     assert [role(place) for place in found[0]] == ["0", "1", "2", "probabilities"]
+
+
+LOSSES = {
+    "cross_entropy": lambda x: F.cross_entropy(x, torch.arange(12)),
+    "cross_entropy, smoothed": lambda x: F.cross_entropy(x, torch.arange(12), label_smoothing=0.1),
+    "log_softmax": lambda x: F.log_softmax(x, -1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_nor_on_how_many_blocks_of_logits_there_are(loss, monkeypatch):
+    found = []
+    for most in (2**18, 500):
+        monkeypatch.setattr(softmax, "_BLOCK", most)
+        found.append(places(loss, normal(12, 100).requires_grad_() * 1))
+    assert {*found[0]} == {*found[1]}
+    assert [role(place) for place in found[0]] == ["probabilities"]
+    assert len(found[1]) == (1 if loss is LOSSES["cross_entropy, smoothed"] else 3)
 
 
 def test_a_converted_module_is_named_in_them():
