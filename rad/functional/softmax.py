@@ -23,7 +23,7 @@ from rad.sketch import Rounding, normalized, tracing
 __all__ = ["cross_entropy", "gradient", "log_softmax", "nll_loss", "softmax"]
 
 # Elements of a block of probabilities: on a CPU as few as cost no time, and on a GPU as many as keep it busy.
-_BLOCK, _BLOCK_GPU = 2**22, 2**26
+_BLOCK, _BLOCK_GPU = 2**22, 2**25
 
 
 @rule(F.softmax)
