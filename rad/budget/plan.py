@@ -113,13 +113,13 @@ class Plan(Assignment):
         """See ``Assignment``."""
         if self.exact:
             return self.sketch
-        try:
-            return self._sketches[place]
-        except KeyError:
+        found = self._sketches.get(place, self._sketches.get(_whole(place)))
+        if found is None:
             raise ValueError(
                 f"the plan says nothing of {place!r}, which the model now keeps: it has changed, or runs otherwise, "
                 "since rad.allocate(model, ...) was called; call it anew"
-            ) from None
+            )
+        return found
 
     @cached_property
     def _sketches(self) -> dict[str, Sketch]:
@@ -230,6 +230,12 @@ class Plan(Assignment):
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
         return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+
+
+def _whole(place: str) -> str:
+    """Of a call inside another the place of that one, which was no more than one where nothing is compiled."""
+    module, call, *within = place.split(" / ")
+    return f"{module} / {call} / 0" if len(within) > 1 else place
 
 
 class _Unfit(Exception):

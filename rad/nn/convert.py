@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rad.functional import Assignment, Sharing
+from rad.nn.activations import answered, place_of
 from rad.nn.intercept import Recipe, Rules, known
 from rad.nn.seeds import Seeds
 from rad.sketch import Sketch
@@ -35,6 +36,10 @@ class Converted(nn.Module):
         if torch.compiler.is_compiling():
             with rules:
                 return super().forward(*args, **kwargs)
+        if rules.whole:
+            out = answered(rules, super().forward, args, kwargs)
+            if out is not NotImplemented:
+                return out
         with rules.recipe.sharing, rules:
             return super().forward(*args, **kwargs)
 
@@ -84,8 +89,8 @@ def convert(
     The model is changed in place: parameters, ``state_dict`` keys, hooks, forward values and what is drawn from the
     global generator stay what they were, only the gradients become random, unbiased estimates. Every torch function
     that a module calls in its forward pass is seen, as a module of its own (``nn.GELU``), by name (``F.gelu(x)``) or as
-    an operator (``x * y``). Those without a rule stay exact; ``rad.measure.saved_bytes`` names them. A model converted
-    before is converted anew.
+    an operator (``x * y``). Those without a rule stay exact; ``rad.measure.saved_bytes`` names them. Modules that are
+    declared by ``rad.nn.elementwise`` are one operation each. A model converted before is converted anew.
 
     Args:
         model: Any module; a loss such as ``nn.CrossEntropyLoss()`` as well.
@@ -121,7 +126,8 @@ def convert(
         few = chosen[name]
         if few is not None:
             known(few)
-        module.__dict__[_RULES] = Rules(Recipe(name, few, numbers, sharing))
+        whole = "" if few is None else place_of(module)
+        module.__dict__[_RULES] = Rules(Recipe(name, few, numbers, sharing), whole=whole)
         module.__class__ = converted_class(type(module))
     return model
 

@@ -61,11 +61,13 @@ class Rules(TorchFunctionMode):
     Args:
         recipe: Which summaries are kept and whose draws they take.
         within: Place of the call inside which these are answered, if they are.
+        whole: Place of the call that the module is as a whole, if it is; see ``rad.nn.elementwise``.
     """
 
-    def __init__(self, recipe: Recipe, within: str = "") -> None:
+    def __init__(self, recipe: Recipe, within: str = "", whole: str = "") -> None:
         super().__init__()
-        self.recipe, self._within, self._assigned = recipe, within, isinstance(recipe.sketch, Assignment)
+        self.recipe, self.whole, self._assigned = recipe, whole, isinstance(recipe.sketch, Assignment)
+        self._within = f"{whole} / " if whole else within
         self._counts: dict[str, int] = {}
 
     def begin(self) -> None:

@@ -128,6 +128,15 @@ def test_items_say_what_is_kept(item, keeps, word):
     assert Plan.from_dict(plan.as_dict()) == plan
 
 
+def test_a_call_within_another_gets_what_that_one_has():
+    plan = Plan((Item("a / b 0 / 0", 3, 5, 0.0), Item("a / c 0 / d 0 / 0", 2, 5, 0.0)), 0, 1.0, "M", "x")
+    assert plan.at("a / b 0 / d 0 / 1") == plan.at("a / b 0 / d 1 / e 0 / 0") == rad.Rounding(bits=3)
+    assert plan.at("a / c 0 / d 0 / 0") == rad.Rounding(bits=2)
+    for place in ("a / b 0 / 1", "a / c 0 / d 0 / 1", "a / b 1 / d 0 / 0"):
+        with pytest.raises(ValueError, match=f"nothing of '{place}'"):
+            plan.at(place)
+
+
 def test_saved_and_loaded(tmp_path):
     plan = planned(net())
     plan.save(tmp_path / "plan.yaml")

@@ -1,0 +1,68 @@
+"""A function of numbers that is made of many operations, applied to each element of a tensor: answered as one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rad.functional.operation import Call, Keep, Kept, derivatives, operation
+
+__all__ = ["at_once"]
+
+# Elements of a piece, of which there are eight at most: few on a CPU, for its cache, and on a GPU as many as keep it busy.
+_PIECE, _PIECE_GPU = 2**19, 2**25
+
+
+def at_once(call: Call, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """``function(x)``; keeps a summary of its derivative.
+
+    Args:
+        call: The call that is answered.
+        function: Made of differentiable operations; it runs a second time for the derivative of a large tensor.
+        x: Real, and to be differentiated by.
+
+    Returns:
+        What the function returns; ``NotImplemented`` where that is no real tensor of the shape of ``x`` that depends on
+        it, or the sketch serves no factors.
+    """
+    try:
+        return _at_once(call, functools.partial(_alike, function), x) if call.serves_factors else NotImplemented
+    except _NotAlike:
+        return NotImplemented
+
+
+@operation
+def _at_once(keep: Keep, function: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    least = _PIECE_GPU if x.is_cuda else _PIECE
+    if x.numel() <= least:
+        out, (slope,) = derivatives(function, [x], [True], x.shape)
+    else:  # autograd then holds all that leads to the derivative of a piece, and not of the whole
+        out, rows = function(x.detach()), x.detach().reshape(-1, x.shape[-1])
+        slope = torch.empty_like(rows)
+        count = -(-max(least, x.numel() // 8) // x.shape[-1])
+        for piece, place in zip(rows.split(count), slope.split(count), strict=True):
+            place.copy_(derivatives(function, [piece], [True], piece.shape)[1][0])  # pyright: ignore
+        slope = slope.view(x.shape)
+    assert slope is not None
+    slope_ = keep.factor(slope)
+
+    def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, kept.times(slope_, grad)  # pyright: ignore
+
+    return out, backward
+
+
+class _NotAlike(Exception):
+    """What came out is no function of each element of what went in."""
+
+
+def _alike(function: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    out = function(x)
+    same = isinstance(out, Tensor) and out.shape == x.shape and out.is_floating_point()
+    if not same or (torch.is_grad_enabled() and not out.requires_grad):
+        raise _NotAlike
+    return out
