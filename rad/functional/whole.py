@@ -13,7 +13,7 @@ from rad.functional.operation import Call, Keep, Kept, derivatives, operation
 
 __all__ = ["at_once"]
 
-# Elements of a piece, of which there are eight at most: few on a CPU, for its cache, and on a GPU as many as keep it busy.
+# Elements of a piece, of which there are eight at most: few on a CPU, for its cache, and as many as keep a GPU busy.
 _PIECE, _PIECE_GPU = 2**19, 2**25
 
 
