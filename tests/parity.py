@@ -17,6 +17,7 @@ from torch import Tensor
 
 import rad
 from rad.sketch import bits, gpu, kernels
+from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream, counters
 from rad.sketch.replay import shifting
 
@@ -41,8 +42,9 @@ def rounded(x: Tensor, width: int, group: int, seed: int) -> list[Tensor]:
     compressed = sketch.compress(x, seed=torch.tensor(seed))
     grad = normal(*x.shape[:-1], 3, dtype=x.dtype, device=str(x.device), seed=9)
     by = normal(*x.shape, dtype=x.dtype, device=str(x.device), seed=8)
-    estimate, product = sketch.expand(compressed), sketch.times(compressed, by)
-    return [*compressed.kept, estimate, product, sketch.grad_weight(compressed, grad)]
+    rows, wide = by[:, :1].contiguous(), by.to(compute_dtype(by.dtype))
+    products = [sketch.times(compressed, t) for t in (by, rows, wide)]
+    return [*compressed.kept, sketch.expand(compressed), *products, sketch.grad_weight(compressed, grad)]
 
 
 def checks(device: str) -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:

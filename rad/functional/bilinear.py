@@ -40,7 +40,7 @@ def _linear(keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         grad_x = None if weight_ is None else grad @ kept.dense(weight_).to(grad.dtype)
         return grad_x, grad_weight, rows.sum(0) if wants_bias else None
 
-    return F.linear(x, weight, bias), backward
+    return F.linear(keep.cast(x), weight, bias), backward
 
 
 @rule(torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__)
@@ -97,4 +97,5 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
             grad_a = (grad @ kept.dense(b_).to(grad.dtype).mT).sum_to_size(shapes[1])  # pyright: ignore
         return grad_bias, grad_a, grad_b
 
+    a = keep.cast(a)
     return function(a, b) if bias is None else function(bias, a, b, **scales), backward

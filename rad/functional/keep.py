@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rad.functional.assignment import Assignment
 from rad.functional.sharing import Sharing
+from rad.functional.summary import Summary
 from rad.sketch import Compressed, Exact, Sketch, normalized, tracing
 
 __all__ = ["Call", "Handle", "Keep", "Kept", "Summary"]
@@ -75,46 +76,6 @@ class Handle(int):
     """A place among what an operation keeps."""
 
 
-class Summary:
-    """An estimate of a tensor, as the backward pass finds it."""
-
-    def __init__(self, sketch: Sketch, compressed: Compressed, shape: torch.Size) -> None:
-        self.sketch, self.compressed, self.shape = sketch, compressed, shape
-
-    def dense(self) -> Tensor:
-        """The unbiased estimate, of the tensor's own shape."""
-        return tracing.expand(self.sketch, self.compressed).view(self.shape)
-
-    def noise(self) -> Tensor | None:
-        """The variance of each element of ``dense()``, of its shape; ``None`` where the tensor itself is kept."""
-        noise = tracing.noise(self.sketch, self.compressed)  # a sketch may take note that it is asked
-        return None if self.compressed.exact else noise.expand(self.compressed.shape).reshape(self.shape)
-
-    def times(self, grad: Tensor) -> Tensor:
-        """``grad`` times the estimate, in the memory of the estimate where that is ours to overwrite."""
-        compressed = self.compressed
-        alike = compressed.dtype == grad.dtype and self.shape == grad.shape
-        if compressed.exact or not alike or tracing.transformed():
-            return grad * self.dense()
-        if not grad.is_contiguous() or tracing.traced(grad):
-            return self.dense().mul_(grad)
-        return self.sketch.times(compressed, grad.view(compressed.shape)).view(self.shape)
-
-    def note(self, reach: Callable[[], Tensor]) -> None:
-        """See ``Sketch``."""
-        self.sketch.note(self.compressed, reach)
-
-    def columns(self) -> tuple[Tensor | None, Tensor]:
-        """The estimate without the features that are zero in all rows; see ``Sketch.columns``."""
-        return tracing.columns(self.sketch, self.compressed)
-
-    def grad_weight(self, grad: Tensor) -> Tensor:
-        """``gradᵀ x`` ``[o, d]`` for gradients ``[..., o]`` of the rows of ``x`` ``[..., d]``."""
-        if self.shape.numel() == 0:
-            return grad.new_zeros(grad.shape[-1], self.shape[-1])
-        return tracing.grad_weight(self.sketch, self.compressed, grad)
-
-
 class Keep:
     """What an operation keeps for its backward pass; given to it as its first argument."""
 
@@ -125,6 +86,7 @@ class Keep:
         self.items: list[tuple[Any, list[int]]] = []  # how to read each handle; places: ≥ 0 inputs, < 0 fresh
         self.saved: list[int] = []  # these places, each once
         self.dirty: list[Tensor] = []
+        self._casts: dict[int, Tensor] = {}  # of arguments, by place
 
     @property
     def sketch(self) -> Sketch:
@@ -135,6 +97,15 @@ class Keep:
     def serves_factors(self) -> bool:
         """Whether it serves factors inside a path; see ``Call``."""
         return self._call.serves_factors
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """What autocast makes of a tensor, of an argument once for all that ask."""
+        place = self._places.get(id(tensor))
+        if place is None:
+            return self._call.cast(tensor)
+        if place not in self._casts:
+            self._casts[place] = self._call.cast(tensor)
+        return self._casts[place]
 
     def wants(self, tensor: Tensor | None) -> bool:
         """Whether a gradient of this argument is asked for."""
@@ -227,7 +198,7 @@ class Keep:
 
         def make() -> tuple[Sketch, str, Compressed]:
             sketch, place = (_EXACT, "") if small else (call.at(own, last), own)
-            return sketch, place, tracing.compress(sketch, call.cast(tensor).reshape(matrix), call.seed)
+            return sketch, place, tracing.compress(sketch, self.cast(tensor).reshape(matrix), call.seed)
 
         sharing = call.sharing if last else None  # who shares a summary takes it as the first one made it
         made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
@@ -286,7 +257,7 @@ class Kept:
         item = self[handle]
         return item.dense() if isinstance(item, Summary) else item
 
-    def times(self, handle: Handle, grad: Tensor) -> Tensor:
+    def times(self, handle: Handle, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """``grad`` times the tensor or its estimate; see ``Summary.times``."""
         item = self[handle]
-        return grad * item if isinstance(item, Tensor) else item.times(grad)
+        return torch.mul(grad, item, out=out) if isinstance(item, Tensor) else item.times(grad, out)

@@ -95,7 +95,7 @@ def _logarithmic(keep: Keep, x: Tensor, dim: int, dtype: torch.dtype | None) -> 
     p_ = [keep.factor(rows.exp(), role="probabilities") for rows in _blocks(out)]
 
     def backward(kept: Kept, grad: Tensor) -> Tensor:
-        return _times(kept, p_, grad.sum(dim, keepdim=True).neg_().expand_as(grad)).add_(grad)
+        return _times(kept, p_, grad.sum(dim, keepdim=True).neg_(), grad.shape).add_(grad)
 
     return out, backward
 
@@ -108,16 +108,18 @@ def _blocks(x: Tensor) -> Sequence[Tensor]:
     return x.split(max(1, most * len(x) // x.numel()))
 
 
-def _times(kept: Kept, p_: Sequence[Any], grad: Tensor) -> Tensor:
-    """``grad`` times the probabilities that are kept by blocks of rows, in memory of its own."""
+def _times(kept: Kept, p_: Sequence[Any], factors: Tensor, shape: torch.Size) -> Tensor:
+    """Probabilities that are kept by blocks of rows, times numbers for all of an axis; in memory of its own."""
+    if factors.shape != (*shape[:-1], 1):
+        factors = factors.expand(shape)
     if len(p_) == 1:
-        return kept.times(p_[0], grad)
-    rows = grad.split(kept[p_[0]].shape[0])
+        return kept.times(p_[0], factors)
+    parts = factors.split(kept[p_[0]].shape[0])
     if torch.is_grad_enabled():  # to be differentiated
-        return torch.cat([kept.times(*pair) for pair in zip(p_, rows, strict=True)])
-    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    for handle, part, into in zip(p_, rows, out.split(len(rows[0])), strict=True):
-        into.copy_(kept.times(handle, part))
+        return torch.cat([kept.times(*pair) for pair in zip(p_, parts, strict=True)])
+    out = factors.new_empty(shape)
+    for handle, part, into in zip(p_, parts, out.split(len(parts[0])), strict=True):
+        kept.times(handle, part, into)
     return out
 
 
@@ -167,11 +169,11 @@ def _cross_entropy(
         if target.is_floating_point() or smoothing:
             inner = _of_logarithms(grad, shape, axis, target, weight, ignore, reduction, smoothing)
             total = inner.sum(axis, keepdim=True)
-            return inner - _times(kept, p_, total.expand(shape))
+            return inner - _times(kept, p_, total, shape)
         place, _, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
         each = each * scale
         # In the memory of the estimate, without another tensor of that size.
-        return _times(kept, p_, each.neg().expand(shape)).scatter_add_(axis, place, each)
+        return _times(kept, p_, each.neg(), shape).scatter_add_(axis, place, each)
 
     return out, backward
 

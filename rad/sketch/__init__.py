@@ -1,6 +1,6 @@
 """Random summaries of tensors. Every memory saving in this project goes through the contract in ``base``."""
 
-from rad.sketch.base import BudgetFloorWarning, Compressed, Sketch, check_budget
+from rad.sketch.base import Compressed, Sketch
 from rad.sketch.exact import Exact
 from rad.sketch.mixed_rounding import MixedRounding
 from rad.sketch.project import Project
@@ -9,6 +9,7 @@ from rad.sketch.rounding import LowBitsWarning, Rounding
 from rad.sketch.sample import Sample
 from rad.sketch.saving import load, save
 from rad.sketch.sparse_rounding import SparseRounding
+from rad.sketch.units import BudgetFloorWarning, check_budget
 
 __all__ = [
     "BudgetFloorWarning",

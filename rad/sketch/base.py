@@ -6,9 +6,6 @@ in a stack (time steps), each with a draw of its own.
 
 from __future__ import annotations
 
-import math
-import numbers
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,22 +15,16 @@ import torch
 from torch import Tensor
 
 from rad.sketch.random import Stream
+from rad.sketch.units import check_budget
 
 __all__ = [
-    "BudgetFloorWarning",
     "Compressed",
     "Layout",
     "Sketch",
-    "check_budget",
     "coherent",
     "incoherent",
-    "kept_count",
     "product",
 ]
-
-
-class BudgetFloorWarning(UserWarning):
-    """The budget was too small for even one unit of the summary, so more than the budget is kept."""
 
 
 class Layout(NamedTuple):
@@ -153,9 +144,14 @@ class Sketch(ABC):
         """Rebuilds an estimate of the shape of ``x`` with ``E[expand(compress(x))] = x``."""
         return compressed.kept[0] if compressed.exact else self._expand(compressed).view(compressed.shape)
 
-    def times(self, compressed: Compressed, grad: Tensor) -> Tensor:
-        """``expand(compressed) · grad``, element by element, for ``grad`` of the shape and dtype of ``x``."""
-        return grad * compressed.kept[0] if compressed.exact else self.expand(compressed).mul_(grad)
+    def times(self, compressed: Compressed, grad: Tensor, out: Tensor | None = None) -> Tensor:
+        """``expand(compressed) · grad`` in the dtype of ``grad``, that of ``x`` or a wider one; in ``out`` if given.
+
+        ``grad`` is contiguous and of the shape of ``x``, or has one number for each row.
+        """
+        found = compressed.kept[0] if compressed.exact else self.expand(compressed)
+        new = compressed.exact or out is not None or found.dtype != grad.dtype
+        return torch.mul(grad, found, out=out) if new else found.mul_(grad)
 
     def grad_weight(self, compressed: Compressed, grad_out: Tensor) -> Tensor:
         """Unbiased estimate ``[o, d]`` of ``grad_outᵀ x``, the gradient of a weight that was applied to ``x``.
@@ -264,37 +260,3 @@ def coherent(x: Tensor, grad_out: Tensor) -> Tensor:
 def incoherent(x: Tensor, grad_out: Tensor) -> Tensor:
     """``Σ_b ‖x_b‖² ‖grad_out_b‖²``, float64: what a draw of its own for every row scales."""
     return (x.double().square().sum(2) * grad_out.double().square().sum(2)).sum()
-
-
-def check_budget(budget: float) -> None:
-    """Refuses a budget that is not a number in (0, 1].
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it lies outside (0, 1].
-    """
-    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
-        raise TypeError(f"budget must be a number in (0, 1], got {budget!r}; for example 0.1 keeps a tenth")
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget must lie in (0, 1], got {budget!r}; for example 0.1 keeps a tenth, 1 everything")
-
-
-def kept_count(allowed: float, what: str) -> int:
-    """Rounds a budget to the whole units that are kept: down, but never below one.
-
-    Args:
-        allowed: Units that the budget allows (features, bits per element).
-        what: The unit's name and the tensor's, for the warning.
-
-    Returns:
-        The largest whole number of units within the budget, or 1.
-    """
-    count = math.floor(allowed * (1 + 1e-12))  # so that 0.29 * 100 = 28.999999999999996 is not rounded down to 28
-    if count < 1:
-        warnings.warn(
-            f"the budget allows {allowed:.3g} {what}; one is kept, which is more than the budget",
-            BudgetFloorWarning,
-            stacklevel=2,
-        )
-        return 1
-    return count

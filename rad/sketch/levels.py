@@ -124,13 +124,15 @@ def rebuild(
 ) -> Tensor:
     """``low + (level + ½ − u) · step`` by groups, written to ``out`` ``[count]``; see ``round_to_levels``.
 
-    Where ``times`` ``[count]`` of the same dtype is given, ``out`` is the product with it.
+    Where ``times`` of the same dtype is given, ``out`` is the product with it: ``[count]``, or fewer numbers,
+    each for as many elements in turn.
     """
     groups = ranges.shape[1]
     if gpu.groups_of(out, size):
         return gpu.rebuild(packed, ranges, size, stream.advance(groups + size), out, times)
     if times is not None:
-        return rebuild(packed, ranges, size, stream, out).mul_(times)
+        rebuild(packed, ranges, size, stream, out).view(len(times), -1).mul_(times[:, None])
+        return out
     if out.dtype == torch.float16:
         return out.copy_(rebuild(packed, ranges, size, stream, out.float()))
     real = compute_dtype(out.dtype)

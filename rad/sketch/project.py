@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, coherent, kept_count
+from rad.sketch.base import Compressed, Sketch, coherent
 from rad.sketch.random import Stream
+from rad.sketch.units import kept_count
 
 __all__ = ["Project"]
 

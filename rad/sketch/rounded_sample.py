@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, incoherent, kept_count, product
+from rad.sketch.base import Compressed, Sketch, incoherent, product
 from rad.sketch.bits import MAX_BITS, pack, packed_bytes, unpack
 from rad.sketch.levels import RANGE_BYTES, compute_dtype, stored_range
 from rad.sketch.random import Stream
 from rad.sketch.rounding import check_group
 from rad.sketch.sample import systematic
+from rad.sketch.units import kept_count
 
 __all__ = ["RoundedSample"]
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rad.sketch.base import Compressed, Sketch, check_budget, kept_count, product
+from rad.sketch.base import Compressed, Sketch, product
 from rad.sketch.bits import MAX_BITS, packed_bytes
 from rad.sketch.levels import (
     RANGE_BYTES,
@@ -22,6 +22,7 @@ from rad.sketch.levels import (
     stored_range,
 )
 from rad.sketch.random import Stream
+from rad.sketch.units import check_budget, kept_count
 
 __all__ = ["LowBitsWarning", "Rounding", "check_group"]
 
@@ -127,11 +128,11 @@ class Rounding(Sketch):
         step = read_step(compressed.kept[1][1]).to(compute_dtype(compressed.dtype))
         return _of_elements(step.square_().div_(12), compressed.shape, self.group)
 
-    def times(self, compressed: Compressed, grad: Tensor) -> Tensor:
+    def times(self, compressed: Compressed, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """See ``Sketch.times``; formed at once, where there are loops for that."""
         if compressed.exact:
-            return super().times(compressed, grad)
-        return self._rebuilt(compressed, compressed.dtype, grad.reshape(-1))
+            return super().times(compressed, grad, out)
+        return self._rebuilt(compressed, grad.dtype, grad.view(-1), None if out is None else out.view(-1))
 
     def _compress(self, x: Tensor, stream: Stream) -> tuple[Tensor, ...]:
         width, size = self.width(x.numel(), x.element_size()), _group_size(x.numel(), self.group)
@@ -145,16 +146,25 @@ class Rounding(Sketch):
             return super()._grad_weight(compressed, grad_out)
         return product_in_half(grad_out, self._rebuilt(compressed, torch.float32))
 
-    def _rebuilt(self, compressed: Compressed, dtype: torch.dtype, times: Tensor | None = None) -> Tensor:
+    def _rebuilt(
+        self, compressed: Compressed, dtype: torch.dtype, times: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
         count = compressed.shape.numel()
-        return self.rebuilt(compressed.kept, count, dtype, compressed.stream(), times).view(compressed.shape)
+        found = self.rebuilt(compressed.kept, count, dtype, compressed.stream(), times, out)
+        return found.view(compressed.shape)
 
     def rebuilt(
-        self, kept: tuple[Tensor, ...], count: int, dtype: torch.dtype, stream: Stream, times: Tensor | None = None
+        self,
+        kept: tuple[Tensor, ...],
+        count: int,
+        dtype: torch.dtype,
+        stream: Stream,
+        times: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """The estimate of ``count`` elements, times others if they are given, in their order."""
+        """The estimate of ``count`` elements, times others if they are given, in their order; see ``rebuild``."""
         packed, ranges = kept
-        out = packed.new_empty(count, dtype=dtype)
+        out = packed.new_empty(count, dtype=dtype) if out is None else out
         return rebuild(packed, ranges, self.size(count), stream, out, times)
 
     def noise_of_groups(self, x: Tensor) -> Tensor:

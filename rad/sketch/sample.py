@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from rad.sketch import kernels
-from rad.sketch.base import Compressed, Sketch, coherent, incoherent, kept_count
+from rad.sketch.base import Compressed, Sketch, coherent, incoherent
 from rad.sketch.levels import compute_dtype
 from rad.sketch.random import Stream
 from rad.sketch.threads import shared
+from rad.sketch.units import kept_count
 
 __all__ = ["Sample"]
 

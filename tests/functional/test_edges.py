@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import answered, quiet
+from calls import answered, by_rules, quiet
 from cases import CASES
 from sketches import normal
 from torch import Tensor
 
 import rad
+from rad.functional import bilinear
+from rad.functional.autocast import autocast
+from rad.functional.summary import Summary
+from rad.sketch import Compressed
 
 pytestmark = quiet
 FEW = rad.Rounding(bits=3)
@@ -236,3 +240,29 @@ def test_low_precision_statistics():
             out = call()
         grads.append(torch.autograd.grad(out, x, normal(64, 40).bfloat16())[0].float())
     torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-3 * float(grads[1].abs().max()))
+
+
+@pytest.mark.parametrize("function", [F.linear, torch.matmul], ids=lambda f: f.__name__)
+def test_an_operand_is_cast_once(function, monkeypatch):
+    """For the product and for what is kept of it."""
+    casts = []
+    monkeypatch.setattr(bilinear, "autocast", lambda t: (casts.append(t), autocast(t))[1])
+    x, w = normal(64, 32), normal(32, 32, seed=1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = by_rules(function)(x, w)
+    assert out.dtype == torch.bfloat16
+    assert [t is x for t in casts] == [True]
+
+
+def test_gradients_in_full_precision_of_estimates_in_half():
+    """An estimate is not rounded to half precision on its way into a product in single precision."""
+    x = normal(64, 32).bfloat16().requires_grad_()
+    with answered(rad.Rounding(bits=3), 0):
+        out = torch.exp(x)
+    item = out.grad_fn.job.items[0][0]
+    grad = normal(64, 32, seed=2)
+    kept = Compressed.join(list(out.grad_fn.saved_tensors), item[1])
+    wide = item[0].rebuilt(kept.kept, x.numel(), torch.float32, kept.stream()).view_as(x)
+    found = Summary(item[0], kept, x.shape).times(grad)
+    assert torch.equal(found, wide * grad)
+    assert not torch.equal(found, wide.bfloat16() * grad)

@@ -239,3 +239,26 @@ def test_compiled_loops_change_no_bit(make, dtype, n, d, budget, scale, seed):
             compressed = sketch.compress(x, seeded(seed))
             results.append((*compressed.kept, sketch.expand(compressed)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [*SKETCHES, "exact"])
+@pytest.mark.filterwarnings("ignore::rad.LowBitsWarning")
+def test_products_with_the_estimate(name, dtype):
+    sketch = rad.Exact() if name == "exact" else SKETCHES[name](0.3)
+    x = normal(12, 40, dtype=dtype)
+    kept = sketch.compress(x, seed=torch.tensor(5))
+    before = [t.clone() for t in kept.kept]
+    for grad in (normal(12, 40, seed=1, dtype=dtype), normal(12, 1, seed=2, dtype=dtype), normal(12, 40, seed=3)):
+        if grad.dtype != dtype and dtype not in (torch.bfloat16, torch.float16):
+            continue
+        expected = sketch.expand(kept).double() * grad.double()
+        found = sketch.times(kept, grad)
+        close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 2 * torch.finfo(dtype).eps * float(expected.abs().max())}
+        assert (found.dtype, found.shape) == (grad.dtype, x.shape)
+        torch.testing.assert_close(found.double(), expected, **close)
+        into = torch.full((12, 40), torch.nan, dtype=grad.dtype)
+        given = sketch.times(kept, grad, into)
+        assert given.data_ptr() == into.data_ptr()
+        torch.testing.assert_close(into, found, rtol=torch.finfo(grad.dtype).eps, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(kept.kept, before, strict=True))

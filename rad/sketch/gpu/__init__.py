@@ -121,12 +121,14 @@ def round_to_levels(
 
 
 def rebuild(packed: Tensor, ranges: Tensor, size: int, start: int, out: Tensor, grad: Tensor | None = None) -> Tensor:
-    """See ``rad.sketch.levels``; times ``grad`` ``[count]`` if there is one, of the dtype of ``out``."""
+    """See ``rad.sketch.levels``; times ``grad`` if there is one."""
     count = len(out)
     groups, row_bytes, eighths, rows = _shape(count, size)
     other = out if grad is None else grad
     numbers = (count, groups, row_bytes, start, shift(out.device), size, eighths, len(packed), rows)
-    args = (packed, ranges, other, out, *numbers, count % size == 0, grad is not None)
+    runs = 0 if grad is None else count // len(grad)  # elements in turn that are multiplied by the same
+    kind = "" if grad is None else "each" if runs == 1 else "narrow" if runs < 8 else "runs"
+    args = (packed, ranges, other, out, *numbers[:5], runs, len(other), *numbers[5:], count % size == 0, kind)
     _launch(out, "rebuild_groups", -(-groups // rows), *args)
     return out
 

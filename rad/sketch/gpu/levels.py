@@ -172,7 +172,7 @@ def round_groups(
     _store_bits(packed, byte, row_bytes, kept, tl.reshape(levels, (ROWS, EIGHTS, 8)), WIDTH)
 
 
-@triton.jit(do_not_specialize=["groups", "row_bytes", "start"])
+@triton.jit(do_not_specialize=["groups", "row_bytes", "start", "inner", "stats"])
 def rebuild_groups(
     packed,
     ranges,
@@ -183,6 +183,8 @@ def rebuild_groups(
     row_bytes,
     start,
     shift,
+    inner,
+    stats,
     SIZE: tl.constexpr,
     EIGHTS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -190,12 +192,16 @@ def rebuild_groups(
     EVEN: tl.constexpr,
     TIMES: tl.constexpr,
 ):
-    """``rad.sketch.levels.rebuild``, times ``grad`` if ``TIMES``."""
+    """``rad.sketch.levels.rebuild``, times ``grad`` for each element, or one of ``stats`` for ``inner`` in turn."""
     REAL: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
-    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    group = first + tl.arange(0, ROWS)
     values, _ = _estimates(packed, ranges, _counter(start, shift), group, groups, row_bytes, REAL, SIZE, EIGHTS, WIDTH)
     at = group[:, None] * SIZE + tl.arange(0, 8 * EIGHTS)[None, :]
     inside = _inside(group, groups, count, SIZE, EIGHTS, EVEN)
-    if TIMES:
+    if TIMES == "each":
         values = _rounded(out, values) * _load(grad, at, inside)
+    elif TIMES != "":
+        factor = _statistics(grad, first * SIZE, inner, stats, ROWS, SIZE, EIGHTS, TIMES == "narrow")
+        values = _rounded(out, values) * factor.to(values.dtype)
     _store(out, at, values, inside)
