@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, derivatives, in_place, operation
+from rad.functional.operation import Call, Keep, Kept, in_place, operation
 from rad.functional.registry import named, rule
+from rad.functional.slopes import derivatives
 from rad.sketch import tracing
 
 __all__ = ["choose", "dropout", "masked_fill", "relu", "where"]

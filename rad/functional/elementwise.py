@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rad.functional.autocast import autocast
 from rad.functional.choice import where
-from rad.functional.operation import Call, Handle, Keep, Kept, derivatives, in_place, operation
+from rad.functional.operation import Call, Handle, Keep, Kept, in_place, operation
 from rad.functional.registry import named, rule
+from rad.functional.slopes import derivative, derivatives
 
 __all__ = ["divide", "elementwise", "gated", "multiply", "prelu"]
 
@@ -50,7 +51,7 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
     shape = torch.broadcast_shapes(*(t.shape for t in operands if isinstance(t, Tensor)))
     wanted = [isinstance(t, Tensor) and keep.wants(t) for t in operands]
     shapes = [t.shape if isinstance(t, Tensor) else None for t in operands]
-    out, slopes = derivatives(lambda *ts: function(*ts, **options), operands, wanted, shape)
+    out, slopes = _slopes(lambda *ts: function(*ts, **options), operands, wanted, shape)
     hold = keep.exact if function in _STEEP and shape[-1:] == (1,) else keep.factor
     handles = [None if slope is None else hold(slope) for slope in slopes]
     del slopes
@@ -65,6 +66,18 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
         return tuple(grads)
 
     return out, backward
+
+
+def _slopes(
+    function: Callable[..., Tensor], operands: tuple[Any, ...], wanted: list[bool], shape: torch.Size
+) -> tuple[Tensor, list[Tensor | None]]:
+    """See ``derivatives``, of one tensor by pieces."""
+    tensors = [i for i, t in enumerate(operands) if isinstance(t, Tensor)]
+    if len(tensors) > 1 or not any(wanted):
+        return derivatives(function, operands, wanted, shape)
+    before, x, after = operands[: tensors[0]], operands[tensors[0]], operands[tensors[0] + 1 :]
+    out, slope = derivative(lambda x: function(*before, x, *after), x)
+    return out, [slope if want else None for want in wanted]
 
 
 @rule(torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, derivatives, operation
+from rad.functional.operation import Call, Keep, Kept, operation
 from rad.functional.registry import rule
+from rad.functional.slopes import derivatives
 
 __all__ = ["elementwise_loss"]
 

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 
 from rad.functional.keep import Call, Handle, Keep, Kept, Summary
 from rad.sketch import tracing
@@ -40,7 +39,6 @@ __all__ = [
     "Keep",
     "Kept",
     "Summary",
-    "derivatives",
     "differentiable",
     "in_place",
     "operation",
@@ -229,37 +227,6 @@ class _Signature(inspect.Signature):
 
 
 _Apply.forward.__signature__ = _Signature()  # pyright: ignore[reportFunctionMemberAccess]
-
-
-@contextmanager
-def _graph_apart() -> Iterator[None]:
-    """A graph made and used up at once, which hooks that follow what is saved for backward passes need not know of."""
-    # Inside torch.func there are no such hooks.
-    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()  # pyright: ignore
-    with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext():
-        yield
-
-
-def derivatives(
-    function: Callable[..., Tensor], operands: Sequence[Any], wanted: Sequence[bool], shape: torch.Size
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Values of a function whose elements depend on one place of each operand, and its derivatives by autograd.
-
-    Args:
-        function: Takes the operands.
-        operands: Tensors that broadcast to ``shape``, and whatever else the function takes.
-        wanted: By which of them to differentiate.
-        shape: Shape of the operands that are differentiated by and of their derivatives.
-
-    Returns:
-        The values, without a graph, and a derivative for each operand that is wanted, else ``None``.
-    """
-    at = [t.detach().expand(shape).requires_grad_() if want else t for t, want in zip(operands, wanted, strict=True)]
-    with _graph_apart():
-        out = function(*at)
-    leaves = [t for t, want in zip(at, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(out, leaves, out.new_ones(()).expand_as(out)))
-    return out.detach(), [next(found) if want else None for want in wanted]
 
 
 def _no_autocast(tensors: Sequence[Tensor | None]) -> Any:

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rad.functional.operation import Call, Keep, Kept, derivatives, operation
+from rad.functional.operation import Call, Keep, Kept, operation
+from rad.functional.slopes import derivative
 
 __all__ = ["at_once"]
-
-# Elements of a piece, of which there are eight at most: few on a CPU, for its cache, and as many as keep a GPU busy.
-_PIECE, _PIECE_GPU = 2**19, 2**25
 
 
 def at_once(call: Call, function: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -37,17 +35,7 @@ def at_once(call: Call, function: Callable[[Tensor], Any], x: Tensor) -> Any:
 
 @operation
 def _at_once(keep: Keep, function: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    least = _PIECE_GPU if x.is_cuda else _PIECE
-    if x.numel() <= least:
-        out, (slope,) = derivatives(function, [x], [True], x.shape)
-    else:  # autograd then holds all that leads to the derivative of a piece, and not of the whole
-        out, rows = function(x.detach()), x.detach().reshape(-1, x.shape[-1])
-        slope = torch.empty_like(rows)
-        count = -(-max(least, x.numel() // 8) // x.shape[-1])
-        for piece, place in zip(rows.split(count), slope.split(count), strict=True):
-            place.copy_(derivatives(function, [piece], [True], piece.shape)[1][0])  # pyright: ignore
-        slope = slope.view(x.shape)
-    assert slope is not None
+    out, slope = derivative(function, x)
     slope_ = keep.factor(slope)
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import answered
+from calls import answered, by_rules
 from sketches import normal
 
 import rad
+from rad.functional import slopes
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -49,3 +50,22 @@ def test_a_row_of_zeros_drowns_no_others(name):
         out = normalized(x)
     (ours,) = torch.autograd.grad(out, x, upstream)
     assert float((ours - exact).norm() / exact.norm()) < 0.02
+
+
+POWERS = (lambda x: torch.pow(x, 3), lambda x: torch.pow(2.0, x))
+
+
+@pytest.mark.parametrize("function", [F.gelu, torch.tanh, *POWERS], ids=["gelu", "tanh", "of x", "to x"])
+@pytest.mark.parametrize("shape", [(70, 9), (700,), (2, 5, 70)], ids=str)
+def test_derivatives_by_pieces(function, shape, monkeypatch):
+    """Of a large tensor autograd holds what a piece needs; values are those of the whole."""
+    monkeypatch.setattr(slopes, "_PIECE", (64, 128))
+    leaf = normal(*shape).requires_grad_()
+    found = []
+    for x in (leaf * 1, (leaf.mT if leaf.dim() > 1 else leaf.flip(0)) * 1):
+        out = by_rules(function, rad.Rounding(bits=16))(x)
+        upstream = normal(*out.shape, seed=1)
+        assert torch.equal(out, function(x))
+        found.append(torch.autograd.grad(out, leaf, upstream, retain_graph=True)[0])
+        exact = torch.autograd.grad(function(x), leaf, upstream)[0]
+        torch.testing.assert_close(found[-1], exact, rtol=1e-3, atol=1e-3)
