@@ -372,6 +372,7 @@ def test_sizes_that_are_not_finite(size):
 
 
 def test_a_compiled_model_follows_its_plan():
+    torch._dynamo.reset()  # of how often other tests have compiled the same code
     model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
 
     def loss():
