@@ -23,9 +23,9 @@ from rad.sketch import tracing
 
 __all__ = ["attention"]
 
-# Elements of a block of probabilities, the most of them that are dense at a time: few on a CPU, for its cache, and on a
-# GPU as many as keep it busy.
-_BLOCK, _BLOCK_GPU = 2**18, 2**24
+# Elements of a block of probabilities, the most of them that are dense at a time: few on a CPU, for its cache, more in
+# graphs, of which each block is a part to be compiled, and on a GPU as many as keep it busy.
+_BLOCK, _BLOCK_TRACED, _BLOCK_GPU = 2**18, 2**21, 2**24
 # Causal rows are kept in so many spans, each without the keys that none of its rows sees.
 _SPANS = 8
 
@@ -84,7 +84,8 @@ def _attention(
     scale = q.shape[-1] ** -0.5 if given is None else given
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
-    blocks = _blocks(q.shape, k.shape[-2], causal, _BLOCK_GPU if q.is_cuda else _BLOCK)
+    most = _BLOCK_GPU if q.is_cuda else _BLOCK if tracing.eager() else _BLOCK_TRACED
+    blocks = _blocks(q.shape, k.shape[-2], causal, most)
     shapes = q.shape, k.shape, v.shape
     groups = q.shape[1] // k.shape[1]
     again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
