@@ -150,9 +150,20 @@ def _try(fault: Fault, sound: Path, copy: Path, deadline: float) -> Outcome:
 
 
 def _pytest(where: Path, tests: Sequence[str], deadline: float | None = None) -> tuple[int | None, str]:
-    """Exit status, ``None`` if the deadline was passed, and the last lines of what was said."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-m", "not slow", *tests]
+    """Exit status, ``None`` if the deadline was passed, and the last lines of what was said.
+
+    Of files and folders the slow tests are left out, but not those that are named themselves.
+    """
+    named = [test for test in tests if "::" in test]
+    status, said = 0, ""
+    for some, options in ((named, []), ([t for t in tests if t not in named], ["-m", "not slow"])):
+        if some and status == 0:
+            status, said = _run(where, [*options, *some], deadline)
+    return status, said
+
+
+def _run(where: Path, arguments: Sequence[str], deadline: float | None) -> tuple[int | None, str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *arguments]
     path = os.pathsep.join([str(where), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         command,

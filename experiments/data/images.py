@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,8 @@ def stored(
     classes: Count = 10,
 ) -> Dataset:
     """A set kept as ``<root>/<name>.npz`` in the Keras layout, downloaded by torchvision where it is missing.
+
+    Fashion-MNIST is taken from Debian's package ``dataset-fashion-mnist`` where that is installed.
 
     Args:
         name: Of the file; ``"mnist"``, ``"fashion_mnist"`` and ``"cifar10"`` can be downloaded.
@@ -127,7 +130,12 @@ def _download(name: str, path: Path) -> None:
         with FileLock(path.with_suffix(".lock")):
             if path.exists():  # another process has been faster
                 return
-            for split in ("train", "test"):
+            packaged = _PACKAGED.get(name)
+            for split, prefix in (("train", "train"), ("test", "t10k")):
+                if packaged is not None and packaged.is_dir():
+                    arrays[f"x_{split}"] = _read_idx(packaged / f"{prefix}-images-idx3-ubyte.gz")
+                    arrays[f"y_{split}"] = _read_idx(packaged / f"{prefix}-labels-idx1-ubyte.gz")
+                    continue
                 part = source(str(path.parent / "download"), train=split == "train", download=True)
                 arrays[f"x_{split}"], arrays[f"y_{split}"] = np.asarray(part.data), np.asarray(part.targets, np.uint8)
             partial = path.with_suffix(".partial.npz")
@@ -137,6 +145,20 @@ def _download(name: str, path: Path) -> None:
         raise UserError(
             f"{name} is not at {path} and could not be downloaded ({first_line(error)}); {ways_out}"
         ) from error
+
+
+# Where Debian's package dataset-fashion-mnist puts it.
+_PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Bytes of a compressed IDX file: two zeros, a type (8: uint8), dimensions, sizes as big-endian int32, elements."""
+    with gzip.open(path) as file:
+        content = file.read()
+    if content[:3] != b"\0\0\x08":
+        raise OSError(f"{path} holds no bytes in the IDX format")
+    sizes = np.frombuffer(content, ">i4", content[3], 4)
+    return np.frombuffer(content, np.uint8, offset=4 + sizes.nbytes).reshape(sizes)
 
 
 def _dataset(

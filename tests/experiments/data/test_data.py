@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import urllib.error
 import zlib
@@ -143,6 +144,37 @@ def test_a_download_is_written_once_as_npz(tmp_path, monkeypatch):
     assert len(stored("mnist", str(tmp_path), **ONE).x_train) == 6
     monkeypatch.setattr("torchvision.datasets.MNIST", None)
     assert stored("mnist", str(tmp_path), **ONE).y_train.tolist() == list(range(6))
+
+
+def packaged(folder: Path, damaged: bool = False) -> dict[str, np.ndarray]:
+    """Files as Debian's package has them, and what they hold."""
+    found = {}
+    for prefix, split, count in (("train", "train", 6), ("t10k", "test", 3)):
+        x = np.arange(count * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(count, 28, 28)
+        y = np.arange(count, dtype=np.uint8)
+        found |= {f"x_{split}": x, f"y_{split}": y}
+        for kind, array in (("images-idx3", x), ("labels-idx1", y)):
+            head = bytes([0, 0, 13 if damaged else 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    return found
+
+
+def test_a_set_of_a_package_is_written_once_as_npz(tmp_path, monkeypatch):
+    (tmp_path / "package").mkdir()
+    monkeypatch.setattr("experiments.data.images._PACKAGED", {"fashion_mnist": tmp_path / "package"})
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", None)  # is not asked
+    found = packaged(tmp_path / "package")
+    assert stored("fashion_mnist", str(tmp_path), **ONE).y_train.tolist() == list(range(6))
+    with np.load(tmp_path / "fashion_mnist.npz") as file:
+        assert all(np.array_equal(file[name], array) for name, array in found.items())
+
+
+def test_a_damaged_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.data.images._PACKAGED", {"fashion_mnist": tmp_path})
+    packaged(tmp_path, damaged=True)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz holds no bytes in the IDX format"):
+        stored("fashion_mnist", str(tmp_path), **ONE)
+    assert not (tmp_path / "fashion_mnist.npz").exists()
 
 
 def test_held_out_examples_leave_training_and_take_the_place_of_the_test_set(tmp_path):
