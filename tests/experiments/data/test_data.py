@@ -162,7 +162,7 @@ def packaged(folder: Path, damaged: bool = False) -> dict[str, np.ndarray]:
 def test_a_set_of_a_package_is_written_once_as_npz(tmp_path, monkeypatch):
     (tmp_path / "package").mkdir()
     monkeypatch.setattr("experiments.data.images._PACKAGED", {"fashion_mnist": tmp_path / "package"})
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", None)  # is not asked
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", 0)  # is not asked
     found = packaged(tmp_path / "package")
     assert stored("fashion_mnist", str(tmp_path), **ONE).y_train.tolist() == list(range(6))
     with np.load(tmp_path / "fashion_mnist.npz") as file:
