@@ -44,24 +44,31 @@ def derivatives(
     return out.detach(), [next(found) if want else None for want in wanted]
 
 
-def derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+# The fewest elements of a piece, and how many there are at most: small ones on a CPU, for its cache, but where many
+# operations share them; and ones that keep a GPU busy.
+_FEW, _MANY, _ON_GPU = (2**17, 16), (2**19, 8), (2**25, 8)
+
+
+def derivative(function: Callable[[Tensor], Tensor], x: Tensor, chain: bool = False) -> tuple[Tensor, Tensor]:
     """Values of an elementwise function of one tensor, without a graph, and its derivative.
 
     Of a large tensor the derivative is formed by pieces, for each of which the function runs again: autograd then holds
     all that leads to the derivative of a piece, and not of the whole.
+
+    Args:
+        function: The function.
+        x: What to apply it to.
+        chain: Whether it is made of many operations.
     """
-    least, most = _PIECE_GPU if x.is_cuda else _PIECE
-    if x.numel() <= most:
+    least, most = _ON_GPU if x.is_cuda else _MANY if chain else _FEW
+    size = max(least, -(-x.numel() // most))
+    if x.numel() <= 4 * size:
         out, (slope,) = derivatives(function, [x], [True], x.shape)
         assert slope is not None
         return out, slope
     out, rows = function(x.detach()), x.detach().reshape(-1, x.shape[-1])
     slopes = torch.empty_like(rows)
-    count = -(-max(least, x.numel() // 16) // x.shape[-1])
+    count = -(-size // x.shape[-1])
     for piece, place in zip(rows.split(count), slopes.split(count), strict=True):
         place.copy_(derivatives(function, [piece], [True], piece.shape)[1][0])  # pyright: ignore
     return out, slopes.view(x.shape)
-
-
-# Elements of a piece, and of what is not taken apart: few on a CPU, for its cache, and enough to keep a GPU busy.
-_PIECE, _PIECE_GPU = (2**17, 2**19), (2**25, 2**25)

@@ -35,7 +35,7 @@ def at_once(call: Call, function: Callable[[Tensor], Any], x: Tensor) -> Any:
 
 @operation
 def _at_once(keep: Keep, function: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    out, slope = derivative(function, x)
+    out, slope = derivative(function, x, chain=True)
     slope_ = keep.factor(slope)
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -59,7 +59,8 @@ class CUDAGraph(torch.cuda.CUDAGraph):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._seeds = seeds(model)
-        self._shift = torch.zeros(1, dtype=torch.int64, device="cuda")
+        device = next((p.device for p in model.parameters() if p.is_cuda), "cuda")
+        self._shift = torch.zeros(1, dtype=torch.int64, device=device)
         self._capture = ExitStack()
         self._first = self._taken = 0
 

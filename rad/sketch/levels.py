@@ -128,7 +128,7 @@ def rebuild(
     each for as many elements in turn.
     """
     groups = ranges.shape[1]
-    if gpu.groups_of(out, size):
+    if gpu.groups_of(out, size, 1 if times is None else len(out) // max(len(times), 1)):
         return gpu.rebuild(packed, ranges, size, stream.advance(groups + size), out, times)
     if times is not None:
         rebuild(packed, ranges, size, stream, out).view(len(times), -1).mul_(times[:, None])

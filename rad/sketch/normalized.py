@@ -39,14 +39,14 @@ def compress(
         features: Columns of the matrix.
         seed: Returns a seed.
     """
-    mean, scale, _ = norm
+    mean, scale, run = norm
     real = compute_dtype(x.dtype)
     if not isinstance(sketch, Rounding) or sketch.exact or tracing.traced(x) or scale.dtype != real:
         return None
     count = x.numel()
     size = sketch.size(count)
     on_cpu = kernels.usable(x, torch.bfloat16, torch.float16) and (mean is None or mean.dtype == real)
-    if not (on_cpu or gpu.groups_of(x, size)):
+    if not (on_cpu or gpu.groups_of(x, size, run)):
         return None
     number, width = seed(), sketch.width(count, scale.element_size())
     kept = round_to_levels(x.detach(), size, width, Stream(number, x.device), norm)
@@ -80,7 +80,7 @@ def backward(
     size, grad = sketch.size(grad.numel()), grad.reshape(view).contiguous()
     packed, ranges = compressed.kept
     gain = None if gain is None else gain.contiguous()
-    if gpu.groups_of(grad, size) and (len(view) == 3 or view[1] <= _LONGEST):
+    if gpu.groups_of(grad, size, view[-1]) and (len(view) == 3 or view[1] <= _LONGEST):
         run = gpu.rows_backward if len(view) == 2 else gpu.channels_backward
         grad_x, sums = run(grad, packed, ranges, size, compressed.stream(), scale, gain, centered)
     elif kernels.usable(grad):

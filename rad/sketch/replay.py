@@ -24,8 +24,8 @@ def shift(device: torch.device) -> Tensor | None:
     Raises:
         RuntimeError: Inside of a graph whose replays would all draw the same.
     """
-    if _shift is not None:
-        return _shift if _shift.device == device else None
+    if _shift is not None and _shift.device == device:
+        return _shift
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "every replay of this CUDA graph would draw the same summaries; capture with rad.nn.CUDAGraph(model) in "

@@ -59,7 +59,7 @@ POWERS = (lambda x: torch.pow(x, 3), lambda x: torch.pow(2.0, x))
 @pytest.mark.parametrize("shape", [(70, 9), (700,), (2, 5, 70)], ids=str)
 def test_derivatives_by_pieces(function, shape, monkeypatch):
     """Of a large tensor autograd holds what a piece needs; values are those of the whole."""
-    monkeypatch.setattr(slopes, "_PIECE", (64, 128))
+    monkeypatch.setattr(slopes, "_FEW", (32, 16))
     leaf = normal(*shape).requires_grad_()
     found = []
     for x in (leaf * 1, (leaf.mT if leaf.dim() > 1 else leaf.flip(0)) * 1):

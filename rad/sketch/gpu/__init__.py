@@ -52,9 +52,12 @@ def real(x: Tensor) -> bool:
     return x.device.type in devices and x.dtype in _REAL and usable(x)
 
 
-def groups_of(x: Tensor, size: int) -> bool:
-    """Whether loops can take groups of ``size`` elements of ``x``: they fill whole bytes and fit into one program."""
-    return x.device.type in devices and size % 8 == 0 and size <= _LARGEST and real(x)
+def groups_of(x: Tensor, size: int, run: int = 1) -> bool:
+    """Whether loops can take groups of ``size`` elements of ``x``: they fill whole bytes and fit into one program.
+
+    Numbers that ``run`` elements in turn share are counted in 32 bits.
+    """
+    return x.device.type in devices and size % 8 == 0 and size <= _LARGEST and run <= 2**30 and real(x)
 
 
 @functools.cache
