@@ -89,10 +89,10 @@ def method(text: str) -> str:
 
 def look_of(method: str) -> Look:
     """How it is called and drawn."""
-    plain = method.removesuffix(GRAPH)
-    if plain != method:
-        its = look_of(plain)
-        return replace(its, label=f"{its.label}, graph")
+    for suffix, said in ((GRAPH, "graph"), ("+compile", "compiled")):
+        if method.endswith(suffix):
+            its = look_of(method.removesuffix(suffix))
+            return replace(its, label=f"{its.label}, {said}", colour=look(method).colour)
     name, _, number = method.partition(":")
     its = look(LOOKS.get(name, name))
     if name == "rounding":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 
 import pytest
@@ -36,7 +38,26 @@ def test_every_method_has_a_row_for_each_net_and_a_place_in_the_figure(tmp_path,
 
 @pytest.mark.parametrize(
     ("method", "label"),
-    [("rounding:2", "rounding, 2 bits"), ("compile:0.3", "compiled, budget 0.3"), ("same", "same sample")],
+    [
+        ("rounding:2", "rounding, 2 bits"),
+        ("compile:0.3", "compiled, budget 0.3"),
+        ("same", "same sample"),
+        ("rounding+compile", "rounding, compiled"),
+        ("rounding:2+graph", "rounding, 2 bits, graph"),
+        ("exact+graph", "exact, graph"),
+    ],
 )
 def test_methods_are_named_in_the_figure(method, label):
     assert script.look_of(script.method(method)).label == label
+
+
+@pytest.mark.parametrize("method", ["compile+graph", "rounding+compile+graph", "graph", "rounding:17+graph", "+graph"])
+def test_methods_that_there_are_not(method):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"no method {re.escape(repr(method))}|to 16"):
+        script.method(method)
+
+
+def test_a_graph_needs_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["bench_nets.py", "--net", "mlp", "--methods", "exact+graph", "--rounds", "1"])
+    with pytest.raises(SystemExit, match="exact\\+graph replays a CUDA graph and needs --device cuda"):
+        script.main()
