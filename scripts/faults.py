@@ -1,6 +1,6 @@
 """Which deliberate faults the tests notice: applies each of a list to a copy of the project and runs its tests.
 
-python scripts/faults.py                       # all of tests/faults, an hour on two cores
+python scripts/faults.py                       # all of tests/faults, an hour and a half on two cores
 python scripts/faults.py --only rad/pde --jobs 1
 """
 
