@@ -180,7 +180,7 @@ def speed_figure(runs: Runs, targets: Sequence[float], baseline: str) -> Figure:
     """
     tables = {target: reached(runs, target) for target in sorted(targets, reverse=True)}
     with style():
-        figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         for method in dict.fromkeys(runs.runs["method"]):
             found = {target: ratio_of_means(table, method, baseline) for target, table in tables.items()}
@@ -195,7 +195,7 @@ def speed_figure(runs: Runs, targets: Sequence[float], baseline: str) -> Figure:
         axes.invert_xaxis()
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
-        axes.legend()
+        figure.legend(loc="outside right center")
     return figure
 
 
