@@ -131,7 +131,7 @@ class Bench:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         self.budget = float(number) if self.name == "compile" and number else None
         self.run = torch.compile(model) if "compile" in self.name else model
-        self.model, self.graph = model, None
+        self.graph = None
         self.seconds: list[float] = []
 
     def loss(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -155,8 +155,8 @@ class Bench:
         with torch.cuda.stream(side):
             self.step()
         torch.cuda.current_stream(self.device).wait_stream(side)
-        converted = any(isinstance(module, rad.nn.Converted) for module in self.model.modules())
-        graph = rad.nn.CUDAGraph(self.model) if converted else torch.cuda.CUDAGraph()
+        converted = any(isinstance(module, rad.nn.Converted) for module in self.run.modules())
+        graph = rad.nn.CUDAGraph(self.run) if converted else torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.step()
         self.graph = graph

@@ -131,13 +131,13 @@ def _download(name: str, path: Path) -> None:
             if path.exists():  # another process has been faster
                 return
             packaged = _PACKAGED.get(name)
-            for split, prefix in (("train", "train"), ("test", "t10k")):
-                if packaged is not None and packaged.is_dir():
-                    arrays[f"x_{split}"] = _read_idx(packaged / f"{prefix}-images-idx3-ubyte.gz")
-                    arrays[f"y_{split}"] = _read_idx(packaged / f"{prefix}-labels-idx1-ubyte.gz")
-                    continue
-                part = source(str(path.parent / "download"), train=split == "train", download=True)
-                arrays[f"x_{split}"], arrays[f"y_{split}"] = np.asarray(part.data), np.asarray(part.targets, np.uint8)
+            if packaged is not None and packaged.is_dir():
+                arrays = _read_package(packaged)
+            else:
+                for split in ("train", "test"):
+                    part = source(str(path.parent / "download"), train=split == "train", download=True)
+                    arrays[f"x_{split}"] = np.asarray(part.data)
+                    arrays[f"y_{split}"] = np.asarray(part.targets, np.uint8)
             partial = path.with_suffix(".partial.npz")
             np.savez(partial, **arrays)
             partial.replace(path)
@@ -149,6 +149,14 @@ def _download(name: str, path: Path) -> None:
 
 # Where Debian's package dataset-fashion-mnist puts it.
 _PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+
+
+def _read_package(folder: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        arrays[f"x_{split}"] = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+        arrays[f"y_{split}"] = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+    return arrays
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -113,7 +113,9 @@ class Plan(Assignment):
         """See ``Assignment``."""
         if self.exact:
             return self.sketch
-        found = self._sketches.get(place, self._sketches.get(_whole(place)))
+        found = self._sketches.get(place)
+        if found is None:
+            found = self._sketches.get(_whole(place))
         if found is None:
             raise ValueError(
                 f"the plan says nothing of {place!r}, which the model now keeps: it has changed, or runs otherwise, "

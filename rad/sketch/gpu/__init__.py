@@ -128,11 +128,11 @@ def rebuild(packed: Tensor, ranges: Tensor, size: int, start: int, out: Tensor, 
     count = len(out)
     groups, row_bytes, eighths, rows = _shape(count, size)
     other = out if grad is None else grad
-    numbers = (count, groups, row_bytes, start, shift(out.device), size, eighths, len(packed), rows)
     runs = 0 if grad is None else count // len(grad)  # elements in turn that are multiplied by the same
     kind = "" if grad is None else "each" if runs == 1 else "narrow" if runs < 8 else "runs"
-    args = (packed, ranges, other, out, *numbers[:5], runs, len(other), *numbers[5:], count % size == 0, kind)
-    _launch(out, "rebuild_groups", -(-groups // rows), *args)
+    numbers = (count, groups, row_bytes, start, shift(out.device), runs, len(other))
+    shape = (size, eighths, len(packed), rows, count % size == 0, kind)
+    _launch(out, "rebuild_groups", -(-groups // rows), packed, ranges, other, out, *numbers, *shape)
     return out
 
 
