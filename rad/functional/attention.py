@@ -89,8 +89,11 @@ def _attention(
     shapes = q.shape, k.shape, v.shape
     groups = q.shape[1] // k.shape[1]
     again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
-    q_ = keep.exact(q) if again else keep.factor(q, wants_k)
-    k_ = keep.exact(k) if again else keep.factor(k, wants_q)
+    if again:
+        q_, k_ = keep.exact(q), keep.exact(k)
+    else:  # heads are mostly views of something wider: copied once, for what is kept and for all blocks
+        q, k = (t if keep.is_leaf(t) else t.contiguous() for t in (q, k))
+        q_, k_ = keep.factor(q, wants_k), keep.factor(k, wants_q)
     v_ = keep.factor(v, factors)
     mask_ = keep.exact(mask, again)
     added = None if mask is None or not wants_mask else (mask.shape, mask.dtype)
@@ -109,6 +112,7 @@ def _attention(
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = kept.dense(q_), kept.dense(k_), kept.dense(v_), kept[mask_]
+        grad = grad.contiguous()
         grad_q, grad_k, grad_v = (
             grad.new_zeros(shape) if want else None
             for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
@@ -207,9 +211,9 @@ def _probabilities(
 ) -> Tensor:
     """``P`` of a block, zeros in rows that see no key."""
     scores = (q[block.examples, :, block.rows] * scale) @ _repeated(k[block.examples, :, block.keys], groups).mT
-    if causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1 + block.rows.start)
-        scores.masked_fill_(hidden, -torch.inf)
+    if causal:  # all rows see the keys before the first of them
+        own = scores[..., block.rows.start :]
+        own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
     if mask is not None:
         part = _masked_part(mask, block)
         scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores + part

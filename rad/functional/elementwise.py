@@ -16,7 +16,7 @@ from rad.functional.autocast import autocast
 from rad.functional.choice import where
 from rad.functional.operation import Call, Handle, Keep, Kept, in_place, operation
 from rad.functional.registry import named, rule
-from rad.functional.slopes import derivative, derivatives
+from rad.functional.slopes import derivative, derivatives, in_one_pass
 
 __all__ = ["divide", "elementwise", "gated", "multiply", "prelu"]
 
@@ -51,7 +51,7 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
     shape = torch.broadcast_shapes(*(t.shape for t in operands if isinstance(t, Tensor)))
     wanted = [isinstance(t, Tensor) and keep.wants(t) for t in operands]
     shapes = [t.shape if isinstance(t, Tensor) else None for t in operands]
-    out, slopes = _slopes(lambda *ts: function(*ts, **options), operands, wanted, shape)
+    out, slopes = _slopes(function, options, operands, wanted, shape)
     hold = keep.exact if function in _STEEP and shape[-1:] == (1,) else keep.factor
     handles = [None if slope is None else hold(slope) for slope in slopes]
     del slopes
@@ -69,14 +69,15 @@ def _elementwise(keep: Keep, function: Any, options: dict[str, Any], inplace: bo
 
 
 def _slopes(
-    function: Callable[..., Tensor], operands: tuple[Any, ...], wanted: list[bool], shape: torch.Size
+    function: Callable[..., Tensor], options: dict[str, Any], operands: tuple[Any, ...], wanted: list[bool], shape: Any
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """See ``derivatives``, of one tensor by pieces."""
+    """See ``derivatives``; of one tensor in one pass, or by pieces."""
     tensors = [i for i, t in enumerate(operands) if isinstance(t, Tensor)]
     if len(tensors) > 1 or not any(wanted):
-        return derivatives(function, operands, wanted, shape)
+        return derivatives(lambda *ts: function(*ts, **options), operands, wanted, shape)
     before, x, after = operands[: tensors[0]], operands[tensors[0]], operands[tensors[0] + 1 :]
-    out, slope = derivative(lambda x: function(*before, x, *after), x)
+    one = in_one_pass(function, **options) if len(operands) == 1 else None
+    out, slope = derivative(lambda x: function(*before, x, *after, **options), x, one)
     return out, [slope if want else None for want in wanted]
 
 

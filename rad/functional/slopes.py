@@ -7,10 +7,28 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["derivative", "derivatives"]
+from rad.sketch import tracing
+
+__all__ = ["derivative", "derivatives", "in_one_pass"]
+
+_aten = torch.ops.aten
+# What PyTorch has one kernel for: the gradient of the argument from that of the value, the argument and the value.
+_KERNELS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    F.gelu: lambda grad, x, value, **options: _aten.gelu_backward(grad, x, **options),
+    F.silu: lambda grad, x, value, **options: _aten.silu_backward(grad, x, **options),
+    **dict.fromkeys(
+        (torch.sigmoid, Tensor.sigmoid, F.sigmoid),
+        lambda grad, x, value, **options: _aten.sigmoid_backward(grad, value, **options),
+    ),
+    **dict.fromkeys(
+        (torch.tanh, Tensor.tanh, F.tanh),
+        lambda grad, x, value, **options: _aten.tanh_backward(grad, value, **options),
+    ),
+}
 
 
 @contextmanager
@@ -44,12 +62,32 @@ def derivatives(
     return out.detach(), [next(found) if want else None for want in wanted]
 
 
+def in_one_pass(function: Callable[..., Tensor], **options: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The derivative of ``function(x, **options)`` from ``x`` and its value, if PyTorch has a kernel for that."""
+    kernel = _KERNELS.get(function)
+    if kernel is None:
+        return None
+
+    def slope(x: Tensor, value: Tensor) -> Tensor:
+        if x.is_cuda or not tracing.eager():
+            return kernel(x.new_ones(()).expand_as(x), x, value, **options)
+        ones = torch.ones_like(x)  # read twice as fast on a CPU as one for all, and overwritten
+        return kernel(ones, x, value, **options, grad_input=ones)
+
+    return slope
+
+
 # The fewest elements of a piece, and how many there are at most: small ones on a CPU, for its cache, but where many
 # operations share them; and ones that keep a GPU busy.
 _FEW, _MANY, _ON_GPU = (2**17, 16), (2**19, 8), (2**25, 8)
 
 
-def derivative(function: Callable[[Tensor], Tensor], x: Tensor, chain: bool = False) -> tuple[Tensor, Tensor]:
+def derivative(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    slope: Callable[[Tensor, Tensor], Tensor] | None = None,
+    chain: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Values of an elementwise function of one tensor, without a graph, and its derivative.
 
     Of a large tensor the derivative is formed by pieces, for each of which the function runs again: autograd then holds
@@ -58,14 +96,18 @@ def derivative(function: Callable[[Tensor], Tensor], x: Tensor, chain: bool = Fa
     Args:
         function: The function.
         x: What to apply it to.
+        slope: The derivative from ``x`` and the value, if there is a function for that; see ``in_one_pass``.
         chain: Whether it is made of many operations.
     """
+    if slope is not None:
+        out = function(x.detach())
+        return out, slope(x.detach(), out)
     least, most = _ON_GPU if x.is_cuda else _MANY if chain else _FEW
     size = max(least, -(-x.numel() // most))
     if x.numel() <= 4 * size:
-        out, (slope,) = derivatives(function, [x], [True], x.shape)
-        assert slope is not None
-        return out, slope
+        out, (found,) = derivatives(function, [x], [True], x.shape)
+        assert found is not None
+        return out, found
     out, rows = function(x.detach()), x.detach().reshape(-1, x.shape[-1])
     slopes = torch.empty_like(rows)
     count = -(-size // x.shape[-1])

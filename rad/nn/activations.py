@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from rad.functional.operation import differentiable
+from rad.functional.slopes import in_one_pass
 from rad.functional.whole import at_once
 from rad.nn.intercept import Rules, watchers
 
@@ -29,6 +31,11 @@ _TRANSFORMERS = (
 )
 _KNOWN = {f"transformers.activations.{name}" for name in _TRANSFORMERS.split()}
 _KNOWN |= {"timm.layers.activations.Mish", "timm.layers.activations.QuickGELU"}
+# Forward passes without a choice, and the derivative where that is one for which PyTorch has a kernel.
+_SLOPES = {
+    f"transformers.activations.{name}Activation.forward": in_one_pass(F.gelu, approximate="tanh")
+    for name in ("FastGELU", "NewGELU")
+}
 
 
 def elementwise(*classes: type[M]) -> type[M]:
@@ -91,4 +98,5 @@ def answered(rules: Rules, forward: Callable[..., Any], args: Any, kwargs: Any) 
     for watcher in watchers:
         watcher(rules.recipe.name, rules.whole.partition(" ")[0])
     with torch._C.DisableTorchFunction():
-        return at_once(rules.recipe.call(rules.whole), forward, x)
+        slope = _SLOPES.get(f"{forward.__module__}.{forward.__qualname__}")
+        return at_once(rules.recipe.call(rules.whole), forward, x, slope)

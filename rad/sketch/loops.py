@@ -20,25 +20,13 @@ def _together(size):
     return 8 // math.gcd(size, 8) * max(1, 2048 // size)
 
 
-@compiled
-def _store(values, out):
-    """``out = values``, rounded to the bits of bfloat16 where ``out`` holds such."""
-    if out.itemsize == 2:
-        bits = values.view(np.uint32)
-        for i in range(out.size):
-            out[i] = _bfloat16(bits[i])
-    else:
-        for i in range(out.size):
-            out[i] = values[i]
-
-
-@compiled
+@compiled(inline="always")
 def _bfloat16(bits):
     """The upper half of the bits of a float32, rounded to nearest even."""
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> _16) & np.uint32(1))) >> _16)
 
 
-@compiled
+@compiled(inline="always")
 def _extremes(keys, flip, sign):
     """Lowest and highest of integers that stand for floating-point numbers, those of NaN outside those of infinity."""
     low = high = keys[0] ^ ((keys[0] >> sign) & flip)
@@ -48,51 +36,46 @@ def _extremes(keys, flip, sign):
     return low ^ ((low >> sign) & flip), high ^ ((high >> sign) & flip)
 
 
-@compiled
-def _to_levels(x, low, inverse, by_group, by_place, zero, one, lower, upper, width):
-    """The two bytes of ``(x − low) · inverse + u``, the upper one only if levels are wider than a byte."""
-    if width <= 8:
-        for i in range(x.size):
-            u = by_group + by_place[i]
-            u -= one if u >= one else zero
-            lower[i] = np.uint8(np.int32((x[i] - low) * inverse + u))
-    else:
-        for i in range(x.size):
-            u = by_group + by_place[i]
-            u -= one if u >= one else zero
-            level = np.int32((x[i] - low) * inverse + u)
-            lower[i], upper[i] = np.uint8(level & 255), np.uint8(level >> 8)
+# Loops over groups hold nothing but one over elements: whether arrays overlap is then asked once for all of them.
 
 
-@compiled
-def _from_levels(lower, upper, width, low, step, shift, by_place, half, one, zero, out):
-    """``low + (level + ½ − u) · step``, with ``shift`` for ½ less the number of the group in ``u``."""
-    if width <= 8:
-        for i in range(out.size):
+@compiled(inline="always")
+def _to_levels(x, size, means, scales, lows, inverses, by_group, by_place, zero, one, out):
+    """``((x − mean) · scale − low) · inverse + u`` for some groups, truncated."""
+    for g in range(-(-x.size // size)):
+        mean, scale, low, inverse, dither = means[g], scales[g], lows[g], inverses[g], by_group[g]
+        at = g * size
+        end = min(at + size, x.size)
+        part, to = x[at:end], out[at:end]
+        for i in range(end - at):
+            u = dither + by_place[i]
+            u -= one if u >= one else zero
+            to[i] = np.int32(((part[i] - mean) * scale - low) * inverse + u)
+
+
+@compiled(inline="always")
+def _from_levels(levels, size, lows, steps, shifts, by_place, half, one, zero, out):
+    """``low + (level + ½ − u) · step`` for some groups, with ``shift`` for ½ less the number of the group in ``u``."""
+    for g in range(-(-out.size // size)):
+        low, step, shift = lows[g], steps[g], shifts[g]
+        at = g * size
+        end = min(at + size, out.size)
+        part, to = levels[at:end], out[at:end]
+        for i in range(end - at):
             u = shift - by_place[i]
             u += one if u <= -half else zero
-            out[i] = (by_place.dtype.type(lower[i]) + u) * step + low
-    else:
-        for i in range(out.size):
-            u = shift - by_place[i]
-            u += one if u <= -half else zero
-            out[i] = (by_place.dtype.type(np.int32(lower[i]) + (np.int32(upper[i]) << 8)) + u) * step + low
+            to[i] = (by_place.dtype.type(part[i]) + u) * step + low
 
 
-@compiled
+@compiled(inline="always")
 def _normalize(x, start, mean, scale, run, out):
     """``(x − mean) · scale`` from element ``start`` on, with statistics that change after every ``run`` elements."""
     i, at = 0, (start // run) % scale.size
     end = min(out.size, run - start % run)
     while i < out.size:
-        factor = scale[at]
-        if mean.size:
-            shift = mean[at]
-            for j in range(i, end):
-                out[j] = (x[start + j] - shift) * factor
-        else:
-            for j in range(i, end):
-                out[j] = x[start + j] * factor
+        shift, factor = mean[at] if mean.size else scale.dtype.type(0), scale[at]
+        for j in range(i, end):
+            out[j] = (x[start + j] - shift) * factor
         i, end = end, min(out.size, end + run)
         at = at + 1 if at + 1 < scale.size else 0
 
@@ -115,44 +98,58 @@ def round_groups(x, start, packed, ranges, flip, size, widening, tiniest, mean, 
     together = _together(size)
     found, stored = np.empty((2, together), x.dtype), np.empty((2, together), np.float32)
     found_keys, stored_bits = found.view(flip.dtype), stored.view(np.uint32)
-    lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
-    values = np.empty(together * size if scale.size else 0, x.dtype)
+    lows, inverses, by_group = np.empty(together, x.dtype), np.empty(together, x.dtype), np.empty(together, x.dtype)
+    means, scales = np.zeros(together, x.dtype), np.ones(together, x.dtype)
+    wide = width > 8  # than a byte
+    levels, levels16 = np.zeros(together * size + 8, np.uint8), np.zeros(together * size if wide else 0, np.uint16)
+    upper = np.zeros(levels.size if wide else 0, np.uint8)
+    # Where each group has statistics of its own they are applied where it is read; else to all groups beforehand.
+    apart = scale.size > 0 and run % size != 0
+    values = np.empty(together * size if apart else 0, x.dtype)
     # A group's range takes some dozen steps that wait for each other: those of several groups overlap.
     for block in range(first, last, together):
         own, held = x[block * size : min(block + together, last) * size], min(together, last - block)
-        if scale.size:
+        if apart:
             _normalize(x, block * size, mean, scale, run, values[: own.size])
             own = values[: own.size]
+        elif scale.size:
+            for g in range(held):
+                at = ((block + g) * size // run) % scale.size
+                means[g], scales[g] = mean[at] if mean.size else zero, scale[at]
         for g in range(held):
             keys = own[g * size : (g + 1) * size].view(flip.dtype)
             found_keys[0, g], found_keys[1, g] = _extremes(keys, flip[0], flip[1])
         for g in range(held):
-            stored[0, g] = found[0, g]
+            # Scales are positive: the lowest stays the lowest, to the last bit.
+            low, high = (found[0, g] - means[g]) * scales[g], (found[1, g] - means[g]) * scales[g]
+            stored[0, g] = low
             stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
-            if x.dtype.type(stored[0, g]) > found[0, g]:
+            if x.dtype.type(stored[0, g]) > low:
                 stored[0, g] -= abs(stored[0, g]) * np.float32(2.0**-7)
                 stored_bits[0, g] = np.uint32(_bfloat16(stored_bits[0, g])) << _16
-            stored[1, g] = max((found[1, g] - x.dtype.type(stored[0, g])) * stretch, tiny)
+            stored[1, g] = max((high - x.dtype.type(stored[0, g])) * stretch, tiny)
             stored_bits[1, g] = np.uint32(_bfloat16(stored_bits[1, g])) << _16
-            if not (np.isfinite(found[0, g]) and np.isfinite(found[1, g])):
+            if not (np.isfinite(low) and np.isfinite(high)):
                 stored[0, g] = stored[1, g] = np.nan
             ranges[0, block + g], ranges[1, block + g] = stored_bits[0, g] >> _16, stored_bits[1, g] >> _16
-        lower[own.size : own.size + 8] = 0
-        upper[own.size : own.size + 8] = 0
+            lows[g], inverses[g] = x.dtype.type(stored[0, g]), one / x.dtype.type(stored[1, g])
+            by_group[g] = x.dtype.type(kernels.fraction(start + block + g))
+        if wide:
+            _to_levels(own, size, means, scales, lows, inverses, by_group, by_place, zero, one, levels16)
+            for i in range(own.size):
+                levels[i], upper[i] = np.uint8(levels16[i] & 255), np.uint8(levels16[i] >> 8)
+            upper[own.size : own.size + 8] = 0
+        else:
+            _to_levels(own, size, means, scales, lows, inverses, by_group, by_place, zero, one, levels)
+        levels[own.size : own.size + 8] = 0
         for g in range(held):
-            part = own[g * size : (g + 1) * size]
-            low_bytes, high_bytes = lower[g * size : (g + 1) * size], upper[g * size : (g + 1) * size]
-            if np.isnan(stored[1, g]):
-                low_bytes[:] = 0
-                high_bytes[:] = 0
-                continue
-            low, inverse = x.dtype.type(stored[0, g]), one / x.dtype.type(stored[1, g])
-            by_group = x.dtype.type(kernels.fraction(start + block + g))
-            _to_levels(part, low, inverse, by_group, by_place, zero, one, low_bytes, high_bytes, width)
+            if np.isnan(lows[g]):
+                levels[g * size : (g + 1) * size] = 0
+                upper[g * size : (g + 1) * size] = 0
         byte, count = block * size // 8, (own.size + 7) // 8
         planes = packed[:, byte : byte + count]
-        kernels.bytes_to_bits(lower[: 8 * count].view(np.uint64), planes[:8], 0, count)
-        if width > 8:
+        kernels.bytes_to_bits(levels[: 8 * count].view(np.uint64), planes[:8], 0, count)
+        if wide:
             kernels.bytes_to_bits(upper[: 8 * count].view(np.uint64), planes[8:], 0, count)
 
 
@@ -160,31 +157,42 @@ def round_groups(x, start, packed, ranges, flip, size, widening, tiniest, mean, 
 def rebuild_groups(packed, ranges, start, like, out, size, tiniest, first, last):
     """``rebuild`` for the groups ``first`` to ``last``, a multiple of 8 the first, in the precision of ``like``."""
     groups, width = ranges.shape[1], packed.shape[0]
-    by_place, values = _dithers(start, groups, np.empty(size, like.dtype)), np.empty(size, like.dtype)
+    by_place = _dithers(start, groups, np.empty(size, like.dtype))
     half, one, zero, tiny = like.dtype.type(0.5), like.dtype.type(1), like.dtype.type(0), like.dtype.type(tiniest)
-    stored = np.empty(2, np.float32)
-    stored_bits = stored.view(np.uint32)
     together = _together(size)
-    lower, upper = np.zeros(together * size + 8, np.uint8), np.zeros(together * size + 8, np.uint8)
+    stored = np.empty((2, together), np.float32)
+    stored_bits = stored.view(np.uint32)
+    lows, steps, shifts = np.empty(together, like.dtype), np.empty(together, like.dtype), np.empty(together, like.dtype)
+    wide = width > 8
+    levels, levels16 = np.zeros(together * size + 8, np.uint8), np.zeros(together * size if wide else 0, np.uint16)
+    upper = np.zeros(levels.size if wide else 0, np.uint8)
+    values = np.empty(together * size if out.itemsize == 2 else 0, like.dtype)
+    value_bits = values.view(np.uint32)
     for block in range(first, last, together):
-        behind = min(min(block + together, last) * size, out.size) - block * size
-        byte, count = block * size // 8, (behind + 7) // 8
+        held = min(together, last - block)
+        part = out[block * size : min((block + held) * size, out.size)]
+        byte, count = block * size // 8, (part.size + 7) // 8
         planes = packed[:, byte : byte + count]
-        kernels.bits_to_bytes(planes[:8], lower[: 8 * count].view(np.uint64), 0, count)
-        if width > 8:
+        kernels.bits_to_bytes(planes[:8], levels[: 8 * count].view(np.uint64), 0, count)
+        if wide:
             kernels.bits_to_bytes(planes[8:], upper[: 8 * count].view(np.uint64), 0, count)
-        for g in range(block, min(block + together, last)):
-            part = out[g * size : (g + 1) * size]
-            at = (g - block) * size
-            low_bytes, high_bytes = lower[at : at + part.size], upper[at : at + part.size]
-            stored_bits[0], stored_bits[1] = np.uint32(ranges[0, g]) << _16, np.uint32(ranges[1, g]) << _16
-            low, step = like.dtype.type(stored[0]), like.dtype.type(stored[1])
-            if step == tiny:
-                step = zero
-            shift = half - like.dtype.type(kernels.fraction(start + g))
-            numbers = (low_bytes, high_bytes, width, low, step, shift, by_place, half, one, zero)
-            if out.itemsize == 2:
-                _from_levels(*numbers, values[: part.size])
-                _store(values[: part.size], part)
+            for i in range(part.size):
+                levels16[i] = np.uint16(levels[i]) | (np.uint16(upper[i]) << np.uint16(8))
+        for g in range(held):
+            stored_bits[0, g] = np.uint32(ranges[0, block + g]) << _16
+            stored_bits[1, g] = np.uint32(ranges[1, block + g]) << _16
+            lows[g], step = like.dtype.type(stored[0, g]), like.dtype.type(stored[1, g])
+            steps[g] = zero if step == tiny else step
+            shifts[g] = half - like.dtype.type(kernels.fraction(start + block + g))
+        if out.itemsize == 2:
+            real = values[: part.size]
+            if wide:
+                _from_levels(levels16, size, lows, steps, shifts, by_place, half, one, zero, real)
             else:
-                _from_levels(*numbers, part)
+                _from_levels(levels, size, lows, steps, shifts, by_place, half, one, zero, real)
+            for i in range(part.size):
+                part[i] = _bfloat16(value_bits[i])
+        elif wide:
+            _from_levels(levels16, size, lows, steps, shifts, by_place, half, one, zero, part)
+        else:
+            _from_levels(levels, size, lows, steps, shifts, by_place, half, one, zero, part)

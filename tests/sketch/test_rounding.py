@@ -97,10 +97,10 @@ def test_levels_never_leave_their_range(kernels, monkeypatch, bits, u, dtype, st
         assert (sketch.expand(compressed) - x).abs().max() <= step * (1 + 1e-2)
         return
     # The loop draws for itself, so what it does with the number is tried by itself.
-    real, (lower, upper) = x.numpy().dtype.type, np.zeros((2, 256), np.uint8)
-    numbers = real(low), real(1) / real(step), real(u), np.zeros(256, real), real(0), real(1)
-    _to_levels(x.numpy()[0], *numbers, lower, upper, bits)
-    levels = torch.from_numpy(lower + 256.0 * upper)
+    real, found = x.numpy().dtype.type, np.zeros(256, np.uint16)
+    numbers = [np.full(1, number, real) for number in (0, 1, low, real(1) / real(step), u)]
+    _to_levels(x.numpy()[0], 256, *numbers, np.zeros(256, real), real(0), real(1), found)
+    levels = torch.from_numpy(found.astype(np.float64))
     assert levels.max() <= 2**bits - 1
     assert (low + (levels + 0.5 - u) * step - x).abs().max() <= step * (1 + 1e-2)
 
