@@ -68,16 +68,20 @@ def _from_levels(levels, size, lows, steps, shifts, by_place, half, one, zero, o
 
 
 @compiled(inline="always")
-def _normalize(x, start, mean, scale, run, out):
+def _normalize(x, start, mean, scale, run, shifts, factors, out):
     """``(x − mean) · scale`` from element ``start`` on, with statistics that change after every ``run`` elements."""
-    i, at = 0, (start // run) % scale.size
-    end = min(out.size, run - start % run)
-    while i < out.size:
-        shift, factor = mean[at] if mean.size else scale.dtype.type(0), scale[at]
-        for j in range(i, end):
-            out[j] = (x[start + j] - shift) * factor
-        i, end = end, min(out.size, end + run)
+    before = start // run
+    at = before % scale.size
+    runs = (start + out.size - 1) // run - before + 1
+    for r in range(runs):
+        shifts[r], factors[r] = mean[at] if mean.size else scale.dtype.type(0), scale[at]
         at = at + 1 if at + 1 < scale.size else 0
+    for r in range(runs):
+        shift, factor = shifts[r], factors[r]
+        begin, end = max(start, (before + r) * run), min(start + out.size, (before + r + 1) * run)
+        part, to = x[begin:end], out[begin - start : end - start]
+        for i in range(end - begin):
+            to[i] = (part[i] - shift) * factor
 
 
 @compiled
@@ -106,11 +110,12 @@ def round_groups(x, start, packed, ranges, flip, size, widening, tiniest, mean, 
     # Where each group has statistics of its own they are applied where it is read; else to all groups beforehand.
     apart = scale.size > 0 and run % size != 0
     values = np.empty(together * size if apart else 0, x.dtype)
+    shifts, factors = np.empty((2, together * size // run + 2 if apart else 0), x.dtype)
     # A group's range takes some dozen steps that wait for each other: those of several groups overlap.
     for block in range(first, last, together):
         own, held = x[block * size : min(block + together, last) * size], min(together, last - block)
         if apart:
-            _normalize(x, block * size, mean, scale, run, values[: own.size])
+            _normalize(x, block * size, mean, scale, run, shifts, factors, values[: own.size])
             own = values[: own.size]
         elif scale.size:
             for g in range(held):
