@@ -10,6 +10,8 @@ With ``P = softmax(q kᵀ · scale + mask)``, ``o = P v`` and ``g`` the gradient
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +27,7 @@ __all__ = ["attention"]
 
 # Elements of a block of probabilities, the most of them that are dense at a time: few on a CPU, for its cache, more in
 # graphs, of which each block is a part to be compiled, and on a GPU as many as keep it busy.
-_BLOCK, _BLOCK_TRACED, _BLOCK_GPU = 2**18, 2**21, 2**24
+_BLOCK, _BLOCK_TRACED, _BLOCK_GPU = 2**19, 2**21, 2**24
 # Causal rows are kept in so many spans, each without the keys that none of its rows sees.
 _SPANS = 8
 
@@ -97,13 +99,15 @@ def _attention(
     v_ = keep.factor(v, factors)
     mask_ = keep.exact(mask, again)
     added = None if mask is None or not wants_mask else (mask.shape, mask.dtype)
+    if not again and whole is None:
+        scaled, hidden = q * scale, _hidden(blocks, causal, q.device)
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
         if again:
             p_.append(None)
         elif whole is None:
-            rows = _probabilities(q, k, mask, scale, causal, groups, block)
+            rows = _probabilities(scaled, k, mask, hidden, groups, block)  # pyright: ignore
             p_.append(keep.factor(rows, role="probabilities"))
         else:
             p_.append(keep.factor(block.of(whole), role="probabilities"))
@@ -113,13 +117,15 @@ def _attention(
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = kept.dense(q_), kept.dense(k_), kept.dense(v_), kept[mask_]
         grad = grad.contiguous()
+        if again:
+            scaled, hidden = q * scale, _hidden(blocks, causal, q.device)
         grad_q, grad_k, grad_v = (
             grad.new_zeros(shape) if want else None
             for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
         )
         grad_mask = None if added is None else grad.new_zeros(added[0], dtype=added[1])
         for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
-            item = _probabilities(q, k, mask, scale, causal, groups, block) if handle is None else kept[handle]
+            item = _probabilities(scaled, k, mask, hidden, groups, block) if handle is None else kept[handle]
             p = item.dense() if isinstance(item, Summary) else item
             g = grad[block.examples, :, block.rows]
             if bits is not None:
@@ -206,20 +212,26 @@ def _stock(
     return out, dropped if drop else None, None
 
 
+def _hidden(blocks: Sequence[_Block], causal: bool, device: torch.device) -> Tensor | None:
+    """Which of the keys from the first row of a block on its rows do not see, if they do not see all; for any block."""
+    rows = blocks[0].rows.stop
+    return torch.ones(rows, rows, dtype=torch.bool, device=device).triu_(1) if causal else None
+
+
 def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool, groups: int, block: _Block
+    scaled: Tensor, k: Tensor, mask: Tensor | None, hidden: Tensor | None, groups: int, block: _Block
 ) -> Tensor:
-    """``P`` of a block, zeros in rows that see no key."""
-    scores = (q[block.examples, :, block.rows] * scale) @ _repeated(k[block.examples, :, block.keys], groups).mT
-    if causal:  # all rows see the keys before the first of them
+    """``P`` of a block from ``q · scale``, zeros in rows that see no key."""
+    scores = scaled[block.examples, :, block.rows] @ _repeated(k[block.examples, :, block.keys], groups).mT
+    if hidden is not None:
         own = scores[..., block.rows.start :]
-        own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
+        own.masked_fill_(hidden[: own.shape[-2], : own.shape[-1]], -torch.inf)
     if mask is not None:
         part = _masked_part(mask, block)
         scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores + part
     # A row that sees no key is one of a mask's; to look for such takes longer than the rest. In float32 under autocast.
     form = torch.softmax if mask is None else torch.ops.aten._safe_softmax
-    return form(scores, -1).to(q.dtype)
+    return form(scores, -1).to(scaled.dtype)
 
 
 def _masked_part(mask: Tensor, block: _Block) -> Tensor:
