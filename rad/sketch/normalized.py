@@ -135,8 +135,10 @@ def _channels_on_cpu(
     parts = -(-n // chunk)
     sums = torch.zeros(parts, 2, channels, dtype=grad.dtype)
     shared(_channel_sums, parts, chunk * channels * space, grad, h, sums, chunk)
-    total = sums.sum(0)
-    shared(_channels_backward, n * channels, space, grad, h, noise, (scale, None), (gain, None), total, size, centered)
+    total, share = sums.sum(0), 1 / (n * space)
+    factors, slopes, shifts = scale.view(-1) * gain, total[0] * share, total[1] * (share if centered else 0.0)
+    rows = (grad.view(-1, space), h.view(-1, space))
+    shared(_channels_backward, n * channels, space, *rows, noise, factors, slopes, shifts, size, share)
     return h, total
 
 
@@ -159,6 +161,19 @@ def _noise_of_steps(steps, noise, first, last):
 
 
 _REORDERED = {"reassoc", "nsz"}  # sums may be formed in vectors
+_HELD = 4096  # elements that loops go over again while they are near
+
+
+@compiled(inline="always")
+def _of_elements(noise, start, size, out):
+    """The noise of elements from ``start`` on, of groups of so many."""
+    before = start // size
+    for g in range((start + out.size - 1) // size - before + 1):
+        value = noise[before + g]
+        begin, end = max(start, (before + g) * size), min(start + out.size, (before + g + 1) * size)
+        part = out[begin - start : end - start]
+        for i in range(end - begin):
+            part[i] = value
 
 
 @compiled(fastmath=_REORDERED)
@@ -167,25 +182,30 @@ def _rows_backward(grad, h, noise, scale, gain, sums, size, chunk, centered, fir
     rows, d = grad.shape
     zero, one = grad.dtype.type(0), grad.dtype.type(1)
     share = one / grad.dtype.type(d)
+    most = max(1, _HELD // d)
+    slopes, shifts, more = np.empty(most, grad.dtype), np.empty(most, grad.dtype), np.empty(most * d, grad.dtype)
     for part in range(first, last):
         of_weight, of_bias = sums[part, 0], sums[part, 1]
-        for row in range(part * chunk, min((part + 1) * chunk, rows)):
-            g, x, factor = grad[row], h[row], scale[row]
-            slope = shift = zero
-            for i in range(d):
-                slope += g[i] * gain[i] * x[i]
-                shift += g[i] * gain[i]
-            for i in range(d):
-                of_weight[i] += g[i] * x[i]
-                of_bias[i] += g[i]
-            slope, shift = slope * share, shift * share if centered else zero
-            start, i = row * d, 0
-            while i < d:
-                group = (start + i) // size
-                end, more = min(d, (group + 1) * size - start), noise[group] * share + one
-                for j in range(i, end):
-                    x[j] = (g[j] * gain[j] * more - shift - x[j] * slope) * factor
-                i = end
+        for begin in range(part * chunk, min((part + 1) * chunk, rows), most):
+            held = min(most, (part + 1) * chunk - begin, rows - begin)
+            for r in range(held):
+                g, x = grad[begin + r], h[begin + r]
+                slope = shift = zero
+                for i in range(d):
+                    slope += g[i] * gain[i] * x[i]
+                    shift += g[i] * gain[i]
+                slopes[r], shifts[r] = slope * share, shift * share if centered else zero
+            for r in range(held):
+                g, x = grad[begin + r], h[begin + r]
+                for i in range(d):
+                    of_weight[i] += g[i] * x[i]
+                    of_bias[i] += g[i]
+            _of_elements(noise, begin * d, size, more[: held * d])
+            for r in range(held):
+                g, x, own = grad[begin + r], h[begin + r], more[r * d : (r + 1) * d]
+                slope, shift, factor = slopes[r], shifts[r], scale[begin + r]
+                for i in range(d):
+                    x[i] = (g[i] * gain[i] * (own[i] * share + one) - shift - x[i] * slope) * factor
 
 
 @compiled(fastmath=_REORDERED)
@@ -205,37 +225,38 @@ def _channel_sums(grad, h, sums, chunk, first, last):
 
 
 @compiled
-def _channels_backward(grad, h, noise, scale, gain, sums, size, centered, first, last):
-    """Some channels of examples, which are rows."""
-    n, channels, space = grad.shape
-    zero, one = grad.dtype.type(0), grad.dtype.type(1)
-    share = one / grad.dtype.type(n * space)
-    for row in range(first, last):
-        channel = row % channels
-        g, x = grad[row // channels, channel], h[row // channels, channel]
-        factor, slope = scale[channel] * gain[channel], sums[0, channel] * share
-        shift = sums[1, channel] * share if centered else zero
-        start, i = row * space, 0
-        while i < space:
-            group = (start + i) // size
-            end, more = min(space, (group + 1) * size - start), noise[group] * share + one
-            for j in range(i, end):
-                x[j] = (g[j] * more - shift - x[j] * slope) * factor
-            i = end
+def _channels_backward(grad, h, noise, factors, slopes, shifts, size, share, first, last):
+    """Some channels of examples, which are rows ``[n, space]`` here."""
+    space, channels = grad.shape[1], factors.size
+    most, one, share = max(1, _HELD // space), grad.dtype.type(1), grad.dtype.type(share)
+    more = np.empty(most * space, grad.dtype)
+    for begin in range(first, last, most):
+        held = min(most, last - begin)
+        _of_elements(noise, begin * space, size, more[: held * space])
+        for r in range(held):
+            g, x, own = grad[begin + r], h[begin + r], more[r * space : (r + 1) * space]
+            channel = (begin + r) % channels
+            factor, slope, shift = factors[channel], slopes[channel], shifts[channel]
+            for i in range(space):
+                x[i] = (g[i] * (own[i] * share + one) - shift - x[i] * slope) * factor
 
 
 @compiled(fastmath=_REORDERED)
 def _softmax_backward(p, grad, noise, d, size, first, last):
     """Some rows."""
-    for row in range(first, last):
-        start, i = row * d, 0
-        x, g = p[start : start + d], grad[start : start + d]
-        total = grad.dtype.type(0)
-        for j in range(d):
-            total += x[j] * g[j]
-        while i < d:
-            group = (start + i) // size
-            end, more = min(d, (group + 1) * size - start), noise[group]
-            for j in range(i, end):
-                x[j] = x[j] * (g[j] - total) + more * g[j]
-            i = end
+    most = max(1, _HELD // d)
+    totals, more = np.empty(most, grad.dtype), np.empty(most * d, grad.dtype)
+    for begin in range(first, last, most):
+        held = min(most, last - begin)
+        xs, gs = p[begin * d : (begin + held) * d], grad[begin * d : (begin + held) * d]
+        for r in range(held):
+            x, g = xs[r * d : (r + 1) * d], gs[r * d : (r + 1) * d]
+            total = grad.dtype.type(0)
+            for i in range(d):
+                total += x[i] * g[i]
+            totals[r] = total
+        _of_elements(noise, begin * d, size, more[: held * d])
+        for r in range(held):
+            x, g, own, total = xs[r * d : (r + 1) * d], gs[r * d : (r + 1) * d], more[r * d : (r + 1) * d], totals[r]
+            for i in range(d):
+                x[i] = x[i] * (g[i] - total) + own[i] * g[i]
