@@ -148,14 +148,19 @@ def scatter(values, index, scale, out, first, last):
 @compiled
 def gather(rows, index, out, first, last):
     """``out[o, q, b, j] = rows[b, o, index[q, j]]``, and 0 where the index is negative."""
+    # Such places find a zero behind the row: without a choice in it the loop is fast.
+    size = rows.shape[2]
+    row, places = np.zeros(size + 1, rows.dtype), np.empty(index.shape, np.int32)
+    for q in range(index.shape[0]):
+        for j in range(index.shape[1]):
+            places[q, j] = index[q, j] if index[q, j] >= 0 else size
     for o in range(first, last):
         for b in range(rows.shape[0]):
-            row = rows[b, o]
+            row[:size] = rows[b, o]
             for q in range(index.shape[0]):
-                places, picked = index[q], out[o, q, b]
+                at, picked = places[q], out[o, q, b]
                 for j in range(index.shape[1]):
-                    value = row[max(places[j], 0)]  # without a branch around the access the loop is fast
-                    picked[j] = value if places[j] >= 0 else 0
+                    picked[j] = row[np.uint32(at[j])]
 
 
 @compiled
