@@ -69,7 +69,7 @@ def in_one_pass(function: Callable[..., Tensor], **options: Any) -> Callable[[Te
         return None
 
     def slope(x: Tensor, value: Tensor) -> Tensor:
-        if x.is_cuda or not tracing.eager():
+        if x.is_cuda or type(x) is not Tensor or not tracing.eager():
             return kernel(x.new_ones(()).expand_as(x), x, value, **options)
         ones = torch.ones_like(x)  # read twice as fast on a CPU as one for all, and overwritten
         return kernel(ones, x, value, **options, grad_input=ones)

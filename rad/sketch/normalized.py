@@ -34,8 +34,8 @@ def compress(
     Args:
         sketch: The summary.
         x: What is normalized.
-        norm: Means or ``None``, scales, both with one number for each run of so many elements, again and again; and
-            that number of elements.
+        norm: Means or ``None``, positive scales, both with one number for each run of so many elements, again and
+            again; and that number of elements.
         features: Columns of the matrix.
         seed: Returns a seed.
     """
