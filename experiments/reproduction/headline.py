@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from experiments.budgets import said
 from experiments.labels import look
 from experiments.runs.records import Runs, mean_interval
 from experiments.show.figures import plain_ticks, style
@@ -67,17 +68,18 @@ def reached(runs: Runs, target: float) -> pd.DataFrame:
     """One row for each run: what it took to the first evaluation whose training loss is at most ``target``.
 
     Returns:
-        Columns method, seed, iterations, train_seconds, epochs (as recorded; NaN where the records do not say) and
-        met; of a run that did not get there, the values at its last evaluation.
+        Columns run, method, seed, iterations, train_seconds, epochs (as recorded; NaN where the records do not say)
+        and met; of a run that did not get there, the values at its last evaluation.
     """
     rows = []
-    for _, curve in runs.curves.dropna(subset=["train_loss"]).groupby("run"):
+    for run, curve in runs.curves.dropna(subset=["train_loss"]).groupby("run"):
         curve = curve.sort_values("iteration")
         met = curve[curve["train_loss"] <= target]
         at = met.iloc[0] if len(met) else curve.iloc[-1]
         epochs = at["iteration"] * at["batch_size"] / at["examples"] if at.get("examples", 0) > 0 else math.nan
         rows.append(
             {
+                "run": run,
                 "method": at["method"],
                 "seed": at["seed"],
                 "iterations": at["iteration"],
@@ -139,23 +141,38 @@ def _bootstrap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def _methods(runs: Runs) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each method, with the budget where it has several, and its runs."""
+    for method, its in runs.runs.groupby("method", sort=False):
+        for budget, part in its.groupby("budget", sort=False, dropna=False):
+            several = its["budget"].nunique() > 1
+            yield look(str(method)).label + (f", {said(float(budget))}" if several else ""), part  # pyright: ignore
+
+
+def _against(runs: Runs, mine: pd.DataFrame, baseline: str) -> pd.Series:
+    """Names of runs, and of those of a baseline that they are compared with: at the same budget if it has several."""
+    base = runs.runs[runs.runs["method"] == baseline]
+    if base["budget"].nunique() > 1:
+        base = base[base["budget"].isin(mine["budget"])]
+    return pd.concat([mine["run"], base["run"]])
+
+
 def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[dict[str, str]]:
-    """One row for each method: what it takes to the target relative to each baseline, by each measure.
+    """One row for each method and budget: what it takes to the target relative to each baseline, by each measure.
 
     Args:
-        runs: Of one experiment at one budget.
+        runs: Of one experiment.
         target: Training loss.
         baselines: Methods to compare with; those without runs are passed over.
     """
     table = reached(runs, target)
-    shares = runs.runs.assign(share=runs.runs["saved_bytes"] / runs.runs["exact_saved_bytes"])
     rows = []
-    for method in dict.fromkeys(runs.runs["method"]):
-        mine = table[table["method"] == method]
+    for label, its in _methods(runs):
+        mine, method = table[table["run"].isin(its["run"])], its["method"].iloc[0]
         got = int(mine["met"].sum())
         row = {
-            "method": look(method).label,
-            "bytes ÷ exact": f"{shares['share'][shares['method'] == method].mean():.3f}",
+            "method": label,
+            "bytes ÷ exact": f"{(its['saved_bytes'] / its['exact_saved_bytes']).mean():.3f}",
             "n": str(len(mine)),
             "iterations": f"{mine['iterations'].mean():,.0f}"
             if got == len(mine)
@@ -163,9 +180,10 @@ def speed_table(runs: Runs, target: float, baselines: tuple[str, ...]) -> list[d
         }
         for baseline in baselines:
             if baseline in set(table["method"]):
-                for measure, label in MEASURES.items():
-                    ratio = "1" if method == baseline else str(ratio_of_means(table, method, baseline, measure))
-                    row[f"{label} ÷ {look(baseline).label}"] = ratio
+                both = table[table["run"].isin(_against(runs, its, baseline))]
+                for measure, name in MEASURES.items():
+                    ratio = "1" if method == baseline else str(ratio_of_means(both, method, baseline, measure))
+                    row[f"{name} ÷ {look(baseline).label}"] = ratio
         rows.append(row)
     return rows
 
@@ -174,7 +192,7 @@ def speed_figure(runs: Runs, targets: Sequence[float], baseline: str) -> Figure:
     """Iterations to a training loss relative to a baseline, over that loss, a line a method; bounds are left out.
 
     Args:
-        runs: Of one experiment at one budget.
+        runs: Of one experiment.
         targets: Training losses.
         baseline: A method.
     """
@@ -182,13 +200,17 @@ def speed_figure(runs: Runs, targets: Sequence[float], baseline: str) -> Figure:
     with style():
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        for method in dict.fromkeys(runs.runs["method"]):
-            found = {target: ratio_of_means(table, method, baseline) for target, table in tables.items()}
+        for label, mine in _methods(runs):
+            method, both = mine["method"].iloc[0], _against(runs, mine, baseline)
+            found = {
+                target: ratio_of_means(table[table["run"].isin(both)], method, baseline)
+                for target, table in tables.items()
+            }
             found = {target: r for target, r in found.items() if not r.bound}
             if method != baseline and found:
                 its, values = look(method), list(found.values())
                 bars = [[r.value - r.low for r in values], [r.high - r.value for r in values]]
-                shown = {"color": its.colour, "linestyle": its.dash, "label": its.label, "marker": "o", "capsize": 2}
+                shown = {"color": its.colour, "linestyle": its.dash, "label": label, "marker": "o", "capsize": 2}
                 axes.errorbar(list(found), [r.value for r in values], np.nan_to_num(bars), **shown)
         axes.axhline(1, color="#999999", lw=0.8, ls="--")
         axes.set(xscale="log", yscale="log", xlabel="training loss", ylabel=f"iterations ÷ {look(baseline).label}")

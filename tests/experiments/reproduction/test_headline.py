@@ -115,6 +115,43 @@ def test_speed_table_says_what_the_records_say():
     assert rows["smaller batch"]["iterations ÷ smaller batch"] == "1"
 
 
+def of_budgets(method: str, baseline: bool) -> Runs:
+    """Two runs of a method at each of two budgets, and of a smaller batch at one of them or at both."""
+    found = {
+        0.05: training(**{method: (60, 60)}, **({"small_batch": (120, 120)} if baseline else {})),
+        0.1: training(exact=(30, 30), **{method: (40, 40)}, small_batch=(80, 80)),
+    }
+    parts = []
+    for budget, runs in found.items():
+        for frame in (runs.runs, runs.curves):
+            frame["budget"] = frame["budget"].where(frame["method"] == "exact", budget)
+            frame["run"] += f" {budget}"
+        runs.runs["saved_bytes"] = 100 * budget
+        parts.append((runs.runs, runs.curves))
+    return Runs(*(pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_a_method_at_several_budgets_has_a_row_for_each(baseline):
+    rows = {row["method"]: row for row in speed_table(of_budgets("rad_auto", baseline), 1.0, ("small_batch", "exact"))}
+    few, many = rows["RAD, bits allocated, 0.05"], rows["RAD, bits allocated, 0.1"]
+    assert [row["bytes ÷ exact"] for row in (few, many)] == ["0.050", "0.100"]
+    assert [row["iterations"] for row in (few, many)] == ["60", "40"]
+    assert [row["n"] for row in (few, many)] == ["2", "2"]
+    assert [row["iterations ÷ exact"][:4] for row in (few, many)] == ["2.00", "1.33"]
+    # The smaller batch of the same budget, or the only one that there is.
+    assert few["iterations ÷ smaller batch"][:4] == ("0.50" if baseline else "0.75")
+    assert many["iterations ÷ smaller batch"][:4] == "0.50"
+    assert ("smaller batch, 0.05" in rows) == baseline
+
+
+def test_a_method_at_several_budgets_has_a_line_for_each():
+    (axes,) = speed_figure(of_budgets("rad_auto", False), (1.0,), "small_batch").axes
+    drawn = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axes.containers}
+    assert drawn["RAD, bits allocated, 0.05"] == pytest.approx([0.75])
+    assert drawn["RAD, bits allocated, 0.1"] == pytest.approx([0.5])
+
+
 def test_final_losses_are_those_of_the_last_evaluation():
     runs = training(small_batch=(30, 40), rad_diff=(50,))
     runs.curves.loc[runs.curves["run"].eq("rad_diff0") & runs.curves["iteration"].eq(20), "train_loss"] = 0.1
