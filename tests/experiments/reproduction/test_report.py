@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -130,3 +131,10 @@ def test_records_of_graphs_are_judged_as_such_and_those_of_nets_apart(monkeypatc
     module._depth(None, evidence, [])
     assert (evidence.graphs["family"].tolist(), evidence.graphs["depth"].tolist()) == (["independent"], [1])
     assert (evidence.nets["how"].tolist(), evidence.nets["depth"].tolist()) == (["every"], [2])
+
+
+@pytest.mark.parametrize("name", ["report", "desk/report"])
+def test_the_reports_that_are_kept_have_all_their_sections(name):
+    text = (Path(__file__).parents[3] / "results" / f"{name}.md").read_text()
+    assert "## Claims" in text
+    assert "Not made" not in text
