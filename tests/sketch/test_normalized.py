@@ -122,7 +122,7 @@ def test_without_means_gradients_keep_theirs(view):
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 40), (3, 300), (2, 3, 7)])
+@pytest.mark.parametrize("shape", [(5, 40), (3, 300), (2, 3, 7), (40, 300)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gradients_of_softmax_are_those_of_plain_pytorch(shape, dtype, monkeypatch):
     x = (3 * normal(*shape)).to(dtype)
