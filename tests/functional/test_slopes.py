@@ -76,6 +76,7 @@ def test_chains_of_transformers_that_are_a_gelu(name, monkeypatch):
     module = kind()
     x = normal(64, 64, dtype=torch.float64).requires_grad_()
     (exact,) = torch.autograd.grad(module(x).square().sum(), x)
+    monkeypatch.setattr(slopes, "_MANY", (64, 8))  # by pieces, were it not for the kernel
     calls, tanh = [], torch.tanh
     monkeypatch.setattr(torch, "tanh", lambda x: calls.append(1) or tanh(x))
     expected = module(x)
