@@ -28,8 +28,9 @@ __all__ = ["attention"]
 # Elements of a block of probabilities, the most of them that are dense at a time: few on a CPU, for its cache, more in
 # graphs, of which each block is a part to be compiled, and on a GPU as many as keep it busy.
 _BLOCK, _BLOCK_TRACED, _BLOCK_GPU = 2**19, 2**21, 2**24
-# Causal rows are kept in so many spans, each without the keys that none of its rows sees.
-_SPANS = 8
+# Causal rows are kept in so many spans, each without the keys that none of its rows sees; fewer in graphs, where each
+# call of ours costs time beside operations that are compiled.
+_SPANS, _SPANS_TRACED = 8, 2
 
 
 @rule(F.scaled_dot_product_attention)
@@ -87,7 +88,8 @@ def _attention(
     wants_q, wants_k, wants_v, wants_mask = (keep.wants(t) for t in (q, k, v, mask))
     factors = wants_q or wants_k or wants_mask
     most = _BLOCK_GPU if q.is_cuda else _BLOCK if tracing.eager() else _BLOCK_TRACED
-    blocks = _blocks(q.shape, k.shape[-2], causal, most)
+    spans = 1 if not causal else _SPANS if tracing.eager() else _SPANS_TRACED
+    blocks = _blocks(q.shape, k.shape[-2], spans, most)
     shapes = q.shape, k.shape, v.shape
     groups = q.shape[1] // k.shape[1]
     again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
@@ -165,16 +167,16 @@ class _Block:
         return matrix[self.examples, :, self.rows, self.keys]
 
 
-def _blocks(query: torch.Size, keys: int, causal: bool, most: int) -> list[_Block]:
+def _blocks(query: torch.Size, keys: int, spans: int, most: int) -> list[_Block]:
+    """Blocks of at most so many probabilities; of several spans each has the keys up to its last row."""
     b, h, queries, _ = query
-    rows = -(-queries // _SPANS) if causal else queries
-    rows = max(1, min(rows, most // max(1, h * keys)))
+    rows = max(1, min(-(-queries // spans), most // max(1, h * keys)))
     examples = max(1, most // max(1, h * rows * keys))
     return [
         _Block(
             slice(first, min(b, first + examples)),
             slice(row, min(queries, row + rows)),
-            slice(0, min(keys, row + rows) if causal else keys),
+            slice(0, min(keys, row + rows) if spans > 1 else keys),
         )
         for first in range(0, b, examples)
         for row in range(0, queries, rows)

@@ -19,6 +19,7 @@ import rad
 from rad.functional import attention
 from rad.measure import saved_bytes
 from rad.nn import Seeds
+from rad.sketch import tracing
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 every_name = pytest.mark.parametrize("case", CASES + aliases(), ids=[case.name for case in CASES + aliases()])
@@ -72,10 +73,11 @@ def test_attention_goes_by_blocks_of_any_size(case, most, monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1, 40, 100, 2**18])
-@pytest.mark.parametrize("causal", [False, True])
-def test_blocks_of_attention_are_no_larger_than_they_may_be(most, causal):
+@pytest.mark.parametrize("spans", [1, 2, 8])
+def test_blocks_of_attention_are_no_larger_than_they_may_be(most, spans):
     b, h, queries, keys = 5, 2, 12, 9
-    blocks = attention._blocks(torch.Size([b, h, queries, 4]), keys, causal, most)
+    causal = spans > 1
+    blocks = attention._blocks(torch.Size([b, h, queries, 4]), keys, spans, most)
     seen = torch.zeros(b, queries, keys, dtype=torch.int64)
     for block in blocks:
         part = seen[block.examples, block.rows, block.keys]
@@ -86,7 +88,19 @@ def test_blocks_of_attention_are_no_larger_than_they_may_be(most, causal):
     allowed = torch.ones(queries, keys, dtype=torch.bool)
     assert (seen <= 1).all()
     assert (seen[:, allowed.tril() if causal else allowed] == 1).all()
-    assert len(blocks) == 1 or most < 2**18 or causal
+    if most == 2**18:
+        assert len(blocks) == {1: 1, 2: 2, 8: 6}[spans]  # of twelve rows, in spans as long as one another
+
+
+def test_graphs_in_the_making_have_few_spans_of_causal_rows(monkeypatch):
+    """Of which each is several calls beside operations that are compiled."""
+    found, blocks, x = [], attention._blocks, normal(2, 4, 64, 16).requires_grad_()
+    monkeypatch.setattr(attention, "_blocks", lambda *args: found.append(args[2]) or blocks(*args))
+    for eager in (True, False):
+        monkeypatch.setattr(tracing, "eager", lambda eager=eager: eager)
+        for causal in (True, False):
+            by_rules(lambda x, causal=causal: F.scaled_dot_product_attention(x, x, x, is_causal=causal))(x * 1)
+    assert found == [8, 1, 2, 1]
 
 
 def test_a_tensor_by_keyword_is_one_as_any_other():

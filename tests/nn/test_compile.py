@@ -15,6 +15,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 
 import rad
+from rad.functional import attention
 from rad.measure import saved_bytes
 from rad.nn.seeds import Seeds, Split
 
@@ -92,6 +93,7 @@ def every_rule():
     """Gradients of every rule in one graph, by parameter: exact, eager and compiled, the latter from the same draws."""
     with pytest.MonkeyPatch.context() as patch:
         one_draw(patch)
+        patch.setattr(attention, "_SPANS_TRACED", attention._SPANS)  # whose draws are those of the same blocks
         stock, scale = EveryRule(), torch.tensor(1.5)
         eager = rad.convert(copy.deepcopy(stock), rad.Rounding(bits=8))
         compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=QUICK)
@@ -124,6 +126,7 @@ every_block = pytest.mark.parametrize(
 @every_block
 def test_blocks_are_one_graph_that_keeps_bits(make, shape, monkeypatch):
     one_draw(monkeypatch)
+    monkeypatch.setattr(attention, "_SPANS_TRACED", attention._SPANS)
     stock, x = make(), normal(*shape)
     eager = rad.convert(copy.deepcopy(stock), rad.Rounding(0.15))
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=QUICK)
