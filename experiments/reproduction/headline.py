@@ -144,8 +144,8 @@ def _bootstrap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def _methods(runs: Runs) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each method, with the budget where it has several, and its runs."""
     for method, its in runs.runs.groupby("method", sort=False):
+        several = its["budget"].nunique() > 1
         for budget, part in its.groupby("budget", sort=False, dropna=False):
-            several = its["budget"].nunique() > 1
             yield look(str(method)).label + (f", {said(float(budget))}" if several else ""), part  # pyright: ignore
 
 
