@@ -1,7 +1,7 @@
 """Draw finished runs and summarize them in a table.
 
 Example:
-    python scripts/plot.py runs/mnist_mlp --out results/mnist_mlp --target 0.02
+    python scripts/plot.py runs/mnist_mlp --out results/mine --target 0.02
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,9 @@ __all__ = ["pack", "unpack"]
 # What a run keeps for good, and what scripts leave beside runs for a report; checkpoints and figures can be made again.
 _OF_RUNS = ("config.yaml", "meta.json", "metrics.jsonl")
 _BESIDE = ("table1.csv", "table1.md", "gradients.csv")
+# Settings that say where things lay on the machine of the run, nothing of what it computed; packed as in a fresh clone.
+_PLACES = {b"runs": b"runs", b"run_dir": b"null", b"root": b"data"}
+_PLACE = re.compile(rb"^([ -]*)(runs|run_dir|root): .*(?:\n\1 +.*)*$", re.MULTILINE)
 _SUFFIX = ".tar.gz"
 _LARGEST = 2**28  # bytes of a file: a damaged or hostile archive may promise any number
 
@@ -23,7 +27,8 @@ _LARGEST = 2**28  # bytes of a file: a damaged or hostile archive may promise an
 def pack(runs: Path, into: Path) -> dict[Path, int]:
     """Packs the records of all finished runs, an archive for each folder of ``runs``.
 
-    Runs that an archive holds already and ``runs`` does not stay in it, and the same runs always make the same bytes.
+    Runs that an archive holds already and ``runs`` does not stay in it, and the same runs always make the same bytes,
+    wherever they and their data lay.
 
     Args:
         runs: Folder of run directories, ``runs/<experiment>/<what differs>``.
@@ -55,7 +60,7 @@ def pack(runs: Path, into: Path) -> dict[Path, int]:
         with writing(archive):
             into.mkdir(parents=True, exist_ok=True)
             partial = archive.with_suffix(".partial")
-            partial.write_bytes(_archive(files))
+            partial.write_bytes(_archive({name: _placeless(name, content) for name, content in files.items()}))
             partial.replace(archive)
         written[archive] = sum(name.endswith("/meta.json") for name in files)
     return written
@@ -102,6 +107,13 @@ def _put(place: Path, files: dict[str, bytes]) -> None:
             for name, content in files.items():
                 (partial / name).write_bytes(content)
         partial.replace(place)
+
+
+def _placeless(name: str, content: bytes) -> bytes:
+    """A config without the folders of whoever ran it, all else to the bit."""
+    if not name.endswith("/config.yaml"):
+        return content
+    return _PLACE.sub(lambda found: b"%s%s: %s" % (found[1], found[2], _PLACES[found[2]]), content)
 
 
 def _archive(files: dict[str, bytes]) -> bytes:
