@@ -66,7 +66,7 @@ def test_the_same_runs_make_the_same_bytes_at_any_time(runs, tmp_path, monkeypat
 def test_nobody_learns_where_runs_and_data_lay(runs, tmp_path, monkeypatch):
     """Neither of what is packed now nor of what was packed before; whatever else a config holds stays to the bit."""
     place, config = "/home/someone/a long name, wrapped", runs / "mlp" / "b" / "config.yaml"
-    text = "rate: 1e-05\nruns: {0}\n  {0}\nrun_dir: {0}\ndata:\n  sets:\n  - root: x\n    roots: 2\n  root: {0}\nseed: 1"
+    text = "rate: 1e-05\nruns: {0}\n  {0}\nrun_dir: {0}\ndata:\n  sets:\n  - root: x\n    roots: 2\n  root: {0}\ns: 1"
     config.write_text(text.format(place))
     with monkeypatch.context() as before:
         before.setattr("experiments.runs.archive._placeless", lambda name, content: content)
@@ -77,8 +77,7 @@ def test_nobody_learns_where_runs_and_data_lay(runs, tmp_path, monkeypatch):
     unpack(tmp_path / "kept", tmp_path / "again")
     for name in ("a=1", "b"):
         assert (tmp_path / "again" / "mlp" / name / "config.yaml").read_text() == (
-            "rate: 1e-05\nruns: runs\nrun_dir: null\n"
-            "data:\n  sets:\n  - root: data\n    roots: 2\n  root: data\nseed: 1"
+            "rate: 1e-05\nruns: runs\nrun_dir: null\ndata:\n  sets:\n  - root: data\n    roots: 2\n  root: data\ns: 1"
         )
 
 
