@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad.functional.autocast import autocast
 from rad.functional.gathered import grad_weight_at, pays_to_gather
 from rad.functional.geometry import Extent, Geometry, around, extents, stand_in
 from rad.functional.operation import Call, Keep, Kept, Summary, operation
 from rad.functional.registry import rule
+from rad.sketch import once
 
 __all__ = ["convolution"]
 
@@ -179,7 +179,7 @@ class _OfWeight(torch.autograd.Function):
         return _stock_backward(grad, x, stand_in(sizes, grad), moves, [False, True, False])[1]
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (grad, x), (function, options) = ctx.saved_tensors, ctx.run
         by_x = _stock_backward(grad, x, slope, ctx.moves, [ctx.needs_input_grad[1], False, False])[0]

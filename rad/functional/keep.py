@@ -193,15 +193,17 @@ class Keep:
         matrix = tuple(tensor.shape) if stack else (tensor.numel() // max(features, 1), features)
         call, own = self._call, self._call.place(role)
 
+        given = self.cast(tensor)
+
         # A sketch of the paper's that is asked for has its budget kept to, however small a tensor is.
         small = self.serves_factors and tensor.nbytes <= _SMALL
 
         def make() -> tuple[Sketch, str, Compressed]:
             sketch, place = (_EXACT, "") if small else (call.at(own, last), own)
-            return sketch, place, tracing.compress(sketch, self.cast(tensor).reshape(matrix), call.seed)
+            return sketch, place, tracing.compress(sketch, given.reshape(matrix), call.seed)
 
         sharing = call.sharing if last else None  # who shares a summary takes it as the first one made it
-        made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix), make)
+        made = make() if sharing is None else sharing.summary(tensor, (call.sketch, matrix, given.dtype), make)
         sketch, place, compressed = made
         tensors, layout = compressed.split()
         return self._add((sketch, layout, tensor.shape), list(tensors), place)

@@ -28,10 +28,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rad.functional.keep import Call, Handle, Keep, Kept, Summary
-from rad.sketch import tracing
+from rad.sketch import once, tracing
 
 __all__ = [
     "Call",
@@ -165,7 +164,7 @@ class _Apply(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _Differentiable.backward(ctx, *grads)
 

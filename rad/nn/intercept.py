@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Recipe:
     seeds: Seeds | Split
     sharing: Sharing
     held: frozenset[int] = frozenset()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.sketch is not None:  # of a model that was converted in another process
+            known(self.sketch)
 
     def call(self, place: str = "") -> Call:
         """A new call, at a place of an assignment."""
@@ -95,7 +101,7 @@ class Rules(TorchFunctionMode):
                 assert recipe.sketch is not None
                 where = token, recipe.name, place, key_of(recipe.sketch)
                 return traced(*where, held, recipe.seeds.next(), *args, **kwargs)
-        if _passing.by:
+        if _thread.passing:
             return func(*args, **kwargs)
         if recipe.sketch is None:
             return _unanswered(func, types, args, kwargs)
@@ -110,8 +116,8 @@ class Rules(TorchFunctionMode):
     def answer(self, func: Any, args: Any, kwargs: Any, types: Any = (), place: str = "") -> Any:
         """Answers a call by a rule, by those of the functions that it calls, or by itself."""
         recipe = self.recipe
-        if func not in RULES and _opens(func):
-            with Rules(recipe, f"{place} / ") if place else self:
+        if func not in RULES and _opens(func) and func not in _thread.opened:
+            with _thread.opening(func), Rules(recipe, f"{place} / ") if place else self:
                 return opened(func)(*args, **kwargs)
         for watcher in watchers:
             watcher(recipe.name, name_of(func))
@@ -121,11 +127,21 @@ class Rules(TorchFunctionMode):
             return dispatch(functools.partial(recipe.call, place), func, args, kwargs)
 
 
-class _Passing(threading.local):
-    by = False  # whether a call is on its way outwards, which no other module is to answer
+class _Thread(threading.local):
+    passing = False  # whether a call is on its way outwards, which no other module is to answer
+    # Which functions are being opened: helpers of theirs ask in their name, and are left to PyTorch.
+    opened: tuple[Any, ...] = ()
+
+    @contextmanager
+    def opening(self, func: Any) -> Iterator[None]:
+        before, self.opened = self.opened, (*self.opened, func)
+        try:
+            yield
+        finally:
+            self.opened = before
 
 
-_passing = _Passing()
+_thread = _Thread()
 
 
 def _unanswered(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -133,11 +149,11 @@ def _unanswered(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     if not types and all(isinstance(mode, Rules) for mode in _get_current_function_mode_stack()):
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
-    _passing.by = True
+    _thread.passing = True
     try:
         return func(*args, **kwargs)
     finally:
-        _passing.by = False
+        _thread.passing = False
 
 
 _OPENED = {"torch.nn.functional", "torch.functional"}

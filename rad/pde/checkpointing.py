@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad.pde.march import Adjoint, March, check_theta
 from rad.pde.problem import Problem
+from rad.sketch import once
 
 __all__ = ["first_snapshots", "simulate_checkpointed", "split"]
 
@@ -92,7 +92,7 @@ class _Checkpointed(torch.autograd.Function):
         return theta.new_tensor(loss)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         theta, final, *kept = ctx.saved_tensors
         march = March(ctx.problem, theta)

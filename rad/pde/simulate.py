@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad.pde.march import Adjoint, March, check_theta
 from rad.pde.problem import Problem
-from rad.sketch import Sketch, load, save
+from rad.sketch import Sketch, load, once, save
 
 __all__ = ["simulate"]
 
@@ -58,7 +57,7 @@ class _Simulate(torch.autograd.Function):
         return theta.new_tensor(loss)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         theta, final, *kept = load(ctx)
         march = March(ctx.problem, theta)

@@ -7,7 +7,7 @@ from rad.sketch.project import Project
 from rad.sketch.rounded_sample import RoundedSample
 from rad.sketch.rounding import LowBitsWarning, Rounding
 from rad.sketch.sample import Sample
-from rad.sketch.saving import load, save
+from rad.sketch.saving import load, once, save
 from rad.sketch.sparse_rounding import SparseRounding
 from rad.sketch.units import BudgetFloorWarning, check_budget
 
@@ -25,5 +25,6 @@ __all__ = [
     "SparseRounding",
     "check_budget",
     "load",
+    "once",
     "save",
 ]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from rad.sketch import tracing
 from rad.sketch.base import Compressed
 
-__all__ = ["load", "save"]
+__all__ = ["load", "once", "save"]
+
+_TWICE = (
+    b"this gradient is formed from a summary and once_differentiable; without rad, or after rad.revert(model), it can "
+    b"be differentiated again"
+)
 
 
 def save(ctx: Any, *items: Tensor | Compressed | None) -> None:
@@ -30,3 +40,26 @@ def load(ctx: Any) -> list[Any]:
         items.append(own[0] if layout is None else Compressed.join(own, layout))
         start += count
     return items
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a ``backward`` whose results have no derivative, and say so to whoever forms one.
+
+    PyTorch's ``once_differentiable`` says it only where the gradient that comes in has a derivative itself. Of any
+    other, like that of a loss, a second derivative would be zero in silence, though what goes out depends on weights
+    and inputs.
+    """
+    stock = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        if tracing.transformed():  # nothing can be marked there
+            return stock(ctx, *grads)
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        refuse = torch._C._functions.DelayedError(_TWICE, len(found))  # pyright: ignore[reportAttributeAccessIssue]
+        return refuse(*[one if one is None else one.detach().requires_grad_() for one in found])
+
+    return run

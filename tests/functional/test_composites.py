@@ -103,6 +103,48 @@ def test_what_is_written_by_hand_is_kept_in_few_bits(name):
     assert rad.measure.saved_bytes(lambda: model(x * 1).sum()).total < 0.25 * stock
 
 
+def test_a_function_is_opened_every_time():
+    x, model = normal(64, 64).requires_grad_(), Written(lambda x, _: F.normalize(F.normalize(x) * x), 1)
+    stock = rad.measure.saved_bytes(lambda: model(x * 1).sum()).total
+    rad.convert(model, FEW)
+    first, second = (rad.measure.saved_bytes(lambda: model(x * 1).sum()).total for _ in range(2))
+    assert first == second < 0.9 * stock
+
+
+# Each asks whether it is overridden, and a helper of its own asks once more in its name.
+ASKED_TWICE: dict[str, Callable[[Tensor], Any]] = {
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x.flatten(2), 3),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3),
+    "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x.view(2, 2, 2, 6, 8), 2),
+    "adaptive_max_pool2d with indices": lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[0],
+    "fractional_max_pool2d": lambda x: F.fractional_max_pool2d(x, 2, output_size=3, _random_samples=_half(2)),
+    "fractional_max_pool3d": lambda x: F.fractional_max_pool3d(
+        x.view(2, 2, 2, 6, 8), 1, output_size=1, _random_samples=_half(3)
+    ),
+    "meshgrid": lambda x: x * torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")).sum(0),
+    "unique": lambda x: x * len(torch.unique(x.detach())),
+    "unique_consecutive": lambda x: x * len(torch.unique_consecutive(torch.tensor([1, 1, 2]))),
+}
+
+
+def _half(dims: int) -> Tensor:
+    return torch.full((2, 4 if dims == 2 else 2, dims), 0.5)
+
+
+@pytest.mark.parametrize("function", ASKED_TWICE.values(), ids=ASKED_TWICE)
+@pytest.mark.parametrize("sketch", [FEW, rad.Sample(0.5)], ids=str)
+def test_what_asks_twice_is_opened_once(function, sketch):
+    x = normal(2, 4, 6, 8).requires_grad_()
+    model = Written(lambda x, _: function(x), 1)
+    out, grads = outcome(model, x)
+    ours, found = outcome(rad.convert(model, sketch), x)
+    assert torch.equal(ours, out)
+    assert torch.equal(found[0], grads[0]) or sketch is FEW
+    assert (found[0] - grads[0]).norm() < 0.3 * grads[0].norm()
+    with torch.no_grad():
+        assert torch.equal(model(x), out)
+
+
 ATTENTION: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "batch first, dropout": ({"batch_first": True, "dropout": 0.3}, {"need_weights": False}),

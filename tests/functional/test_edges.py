@@ -135,6 +135,17 @@ def test_double_backward_is_refused(case):
         grad.sum().backward()
 
 
+def test_double_backward_is_refused_where_the_first_one_begins_with_a_constant():
+    """As in a penalty on gradients, of which nothing would be left without a word."""
+    x, weight = normal(32, 64).requires_grad_(), normal(1, 64).requires_grad_()
+    with answered(rad.Rounding(bits=8)):
+        out = F.linear(torch.tanh(x), weight)
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable; without rad"):
+        (out.mean() + grad.norm()).backward()
+    torch.autograd.grad(out.sum(), x, create_graph=False, retain_graph=True)
+
+
 @pytest.mark.parametrize("sketch", [rad.Exact(), rad.Rounding(1.0)], ids=str)
 @pytest.mark.parametrize("function", [F.linear, torch.mul], ids=["linear", "mul"])
 def test_a_kept_tensor_that_is_overwritten(function, sketch):

@@ -60,6 +60,23 @@ def test_three_weights_of_one_tensor_share_a_summary(sketch, summaries):
     assert bytes_of_three == rad.measure.saved_bytes(lambda: one(x)).total <= 0.4 * x.nbytes + 8
 
 
+@pytest.mark.parametrize("sketch", [*BUDGETED, rad.Exact()], ids=str)
+@pytest.mark.parametrize("full_first", [False, True])
+def test_what_autocast_casts_is_no_summary_of_what_it_does_not(sketch, full_first):
+    """As in a mixture of experts whose router is left in single precision."""
+
+    def run(x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        found = []
+        for full in (full_first, not full_first):
+            with torch.autocast("cpu", torch.bfloat16, enabled=not full):
+                found.append(F.linear(x, q if full else k).float())
+        return found[0] * found[1]
+
+    x, net = normal(32, 64), converted(run, sketch, 2)
+    net(x).sum().backward()
+    assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in net.weights)
+
+
 class Layers(nn.ModuleList):
     """The sum of what layers make of one tensor."""
 

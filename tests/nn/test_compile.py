@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch._dynamo.backends.debugging import boxed_nop
 import rad
 from rad.functional import attention
 from rad.measure import saved_bytes
+from rad.nn import intercept
 from rad.nn.seeds import Seeds, Split
 
 # Inductor's trace and choice of what is kept without its compiler, in a second in place of many; and without its
@@ -147,6 +149,14 @@ def test_every_step_draws_anew_and_resumes():
     assert distance(first, second) > 0.01
     seeds.set_state(state)
     assert distance(gradients(compiled, x), first) == 0
+
+
+def test_a_model_that_was_converted_in_another_process(monkeypatch):
+    packed = pickle.dumps(rad.convert(Attention(), rad.Rounding(bits=5)))
+    monkeypatch.setattr(intercept, "_SKETCHES", {})
+    model, x = pickle.loads(packed), normal(2, 8, 32)
+    compiled = torch.compile(model, fullgraph=True, backend=QUICK)
+    assert gradients(compiled, x)
 
 
 class Recurrent(nn.Module):
