@@ -94,7 +94,7 @@ def _convolution(
     geometry = Geometry.of(x, weight, **options) if not transposed and len(shape) == 4 else None
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad, summary, weight = autocast(grad), kept[x_], kept.dense(weight_)
+        summary, weight = kept[x_], kept.dense(weight_)
         grad_bias = grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
         weight = None if weight is None else weight.to(grad.dtype)
         later = math.prod(shape) > math.prod(sizes) and not (summary and summary.compressed.exact)

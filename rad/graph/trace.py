@@ -31,6 +31,7 @@ _NUMPY = {
     "arccosh": "acosh",
     "arctanh": "atanh",
 }
+_OF_ARRAYS = {"concatenate": "cat", "dot": "matmul"}
 
 
 def linearize(fn: Callable[..., Any], *inputs: float | Tensor) -> Graph:
@@ -106,8 +107,15 @@ class Traced(Node):
         func = getattr(torch, name, None) if method == "__call__" else None
         if func is None:
             raise unsupported(f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}"))
-        args = tuple(torch.as_tensor(a) if isinstance(a, (np.ndarray, np.generic)) else a for a in args)
-        return run(name, func, args, kwargs)
+        # PyTorch's take numbers in most places, but not as one of two to choose from.
+        arrays = (np.ndarray, np.generic, float, int) if name in ("maximum", "minimum") else (np.ndarray, np.generic)
+        return run(name, func, tuple(_tensor(a) if isinstance(a, arrays) else a for a in args), kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        name = _OF_ARRAYS.get(func.__name__, func.__name__)
+        if (stock := getattr(torch, name, None)) is None:
+            raise unsupported(f"numpy.{func.__name__}")
+        return run(name, stock, tuple(_tensor(a) if isinstance(a, np.ndarray) else a for a in args), kwargs)
 
     def _leave(self, *_: Any) -> Any:
         raise TypeError(
@@ -116,6 +124,10 @@ class Traced(Node):
         )
 
     __float__ = __int__ = __index__ = __complex__ = __array__ = __bool__ = _leave
+
+
+def _tensor(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def _operator(name: str, func: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:

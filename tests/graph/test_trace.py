@@ -129,6 +129,29 @@ def test_several_results():
     assert torch.equal(graph.reverse(), torch.tensor([[5.0, 2.0], [1.0, 0.0]], dtype=torch.float64))
 
 
+NUMPY = {
+    "sum": (np.sum, torch.sum),
+    "sum of rows": (lambda x: np.sum(x, axis=1, keepdims=True), lambda x: torch.sum(x, dim=1, keepdim=True)),
+    "mean": (np.mean, torch.mean),
+    "prod": (np.prod, torch.prod),
+    "max": (np.max, torch.amax),
+    "min of columns": (lambda x: np.min(x, axis=0), lambda x: torch.amin(x, 0)),
+    "dot": (lambda x: np.dot(x, np.arange(6.0).reshape(3, 2)), lambda x: x @ torch.arange(6.0).view(3, 2).double()),
+    "maximum of a number": (lambda x: np.maximum(x, 0.1), lambda x: torch.clamp(x, min=0.1)),
+    "minimum of an integer": (lambda x: np.minimum(1, x), lambda x: torch.clamp(x, max=1)),
+    "where": (lambda x: np.where(x > 0, x, x * x), lambda x: torch.where(x > 0, x, x * x)),
+    "concatenate": (lambda x: np.concatenate([x, x * 2], axis=1), lambda x: torch.cat([x, x * 2], 1)),
+    "reshape": (lambda x: np.reshape(x, (3, 2)), lambda x: torch.reshape(x, (3, 2))),
+}
+
+
+@pytest.mark.parametrize(("ours", "stock"), NUMPY.values(), ids=NUMPY)
+def test_functions_of_numpy_are_those_of_pytorch(ours, stock):
+    x = torch.tensor([[0.5, -1.5, 2.5], [0.1 + 1e-9, 0.7, -0.3]], dtype=torch.float64)
+    exact = torch.autograd.functional.jacobian(stock, x).reshape(-1, 6)
+    np.testing.assert_allclose(linearize(ours, x).reverse(), exact, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("fn", "inputs", "error", "message"),
     [
@@ -153,6 +176,10 @@ def test_several_results():
         (torch.floor, (1.5,), TypeError, "floor is not supported"),
         (np.floor, (1.5,), TypeError, "floor is not supported"),
         (np.heaviside, (1.5, 1.0), TypeError, "heaviside is not supported"),
+        (lambda x: np.median(x), (x3,), TypeError, "median is not supported"),
+        (lambda x: np.histogram(x), (x3,), TypeError, r"histogram is not supported"),
+        (lambda x: np.vander(x), (x3,), TypeError, "vander is not supported"),
+        (lambda x: np.percentile(x, 3), (x3,), TypeError, r"numpy\.percentile is not supported"),
         (lambda x: np.add.reduce(x), (x3,), TypeError, r"numpy\.add\.reduce is not supported"),
         (lambda x: torch.cumsum(x, 0), (x3,), TypeError, "cumsum is not supported"),
         (lambda x: x.add_(1), (1.0,), TypeError, "add_ is not supported"),
