@@ -170,7 +170,10 @@ class Keep:
         """
         if not wanted:
             return None
-        if self.is_leaf(tensor) or not self.serves_factors or tensor.nbytes <= _SMALL:
+        if self.is_leaf(tensor) or not self.serves_factors:
+            return self.exact(tensor)
+        if tensor.nbytes <= _SMALL:
+            self._call.place(role)  # of others the names are those of any size
             return self.exact(tensor)
         return self._sketch(tensor, features, False, role, last=False)
 

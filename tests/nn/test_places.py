@@ -205,3 +205,11 @@ def test_of_a_shared_summary_the_first_who_made_it_is_named():
     entries = rad.measure.saved_bytes(lambda: model(x).sum()).entries
     assert recording.places == ["first / linear 0 / 0"]
     assert {entry.place for entry in entries} == {"first / linear 0 / 0"}
+
+
+@pytest.mark.parametrize("run", [torch.matmul, lambda x, y: torch.einsum("ij,jk->ik", x, y)])
+def test_names_are_those_of_any_size(run):
+    """A batch so small that one operand is kept as it is leaves the other its name."""
+    y = normal(16, 64).requires_grad_() * 1
+    small, large = (places(run, normal(n, 16).requires_grad_() * 1, y) for n in (1, 16))
+    assert small == large[1:]
