@@ -100,7 +100,7 @@ def convert(
         skip: Names of modules to leave as they are with all they contain.
         generator: Where the seeds of the summaries come from: ``rad.nn.Seeds``, whose state is checkpointed to resume
             a run, or a generator from which they start. By default they start from the seed of the global generator,
-            which is not touched. ``rad.nn.seeds(model)`` returns them.
+            which is not touched, each conversion elsewhere; see ``rad.nn.Seeds``. ``rad.nn.seeds(model)`` returns them.
 
     Returns:
         ``model`` itself.

@@ -266,13 +266,25 @@ def test_converting_again_replaces():
 
 def test_equal_seeds_give_equal_gradients():
     model = Net()
-    torch.default_generator.manual_seed(5)  # as before each pass
-    default = [gradients(rad.convert(model, SKETCH)) for _ in range(2)]
     drawn = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
-    assert same(*default)
     assert same(drawn[0], drawn[1])
     assert not same(drawn[0], drawn[2])
     assert not same(gradients(model), drawn[2])  # a new draw at every step
+
+
+def test_each_default_conversion_has_seeds_of_its_own():
+    def taken() -> list[int]:
+        parts = [rad.convert(part, SKETCH) for part in (Net(), nn.MSELoss(), Net())]
+        parts += [rad.convert(parts[0], SKETCH)]  # and each step where one converts at each
+        return [int(rad.nn.seeds(part).next()) for part in parts for _ in range(50)]
+
+    runs = []
+    for seed in (1, 2, 1):
+        torch.default_generator.manual_seed(seed)
+        runs.append(taken())
+    # As a run finds them again in another process, or after one from another seed.
+    assert runs[0] == runs[2]
+    assert len({*runs[0], *runs[1]}) == 400
 
 
 def test_the_state_of_the_seeds_resumes_a_run():
