@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from rad.functional import Assignment, Sharing
 from rad.nn.activations import answered, place_of
@@ -107,28 +108,34 @@ def convert(
 
     Raises:
         TypeError: If ``model`` is not a module or ``sketch`` neither a ``Sketch`` nor a mapping to sketches.
-        ValueError: If a name is unknown, nothing is left to convert or a plan is for another model.
+        ValueError: If a name is unknown, nothing is left to convert, a plan is for another model or a module is lazy
+            and has seen no batch yet. Whatever is raised, the model is as it was.
     """
     check_module(model)
     names = dict(model.named_modules(remove_duplicate=False))
+    for name, module in names.items():
+        if isinstance(module, LazyModuleMixin) and module.cls_to_become is not None:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, which is of another class after its first call; "
+                "run one batch through the model, then convert it"
+            )
     if isinstance(sketch, Assignment):
         sketch.check(model)
     chosen = _plan(names, sketch, skip)
     if not any(chosen.values()):
         raise ValueError(f"nothing to convert: skip={tuple(_names(skip))} and the names of sketch leave no module")
-    revert(model)
+    plain = {m: _stock(type(m)) for m in names.values() if not isinstance(m, torch.jit.ScriptModule)}
+    kinds = {module: converted_class(cls) for module, cls in plain.items()}
     numbers, sharing = generator if isinstance(generator, Seeds) else Seeds(generator), Sharing()
-    done: set[nn.Module] = set()
-    for name, module in names.items():
-        if module in done or isinstance(module, torch.jit.ScriptModule):
+    for name, module in names.items():  # nothing is refused from here on
+        if module not in plain:
             continue
-        done.add(module)
-        few = chosen[name]
+        module.__class__, few = plain.pop(module), chosen[name]
         if few is not None:
             known(few)
         whole = "" if few is None else place_of(module)
         module.__dict__[_RULES] = Rules(Recipe(name, few, numbers, sharing), whole=whole)
-        module.__class__ = converted_class(type(module))
+        module.__class__ = kinds[module]
     return model
 
 

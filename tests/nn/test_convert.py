@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
@@ -262,6 +263,35 @@ def test_converting_again_replaces():
     assert model.head.recipe.sketch is None
     assert [type(m) for m in rad.revert(model).modules()] == [type(m) for m in Net().modules()]
     assert rad.revert(model) is model  # nothing to undo
+
+
+class Last(nn.Linear):
+    def __init_subclass__(cls):
+        raise TypeError("no class can be derived")
+
+
+def test_a_conversion_that_is_refused_changes_nothing():
+    model = rad.convert(Net(), SKETCH)
+    for given in ({"generator": "x"}, {"skip": "tail"}, {"sketch": 0.1}, {"skip": ""}):
+        with pytest.raises((TypeError, ValueError)):
+            rad.convert(model, **{"sketch": rad.Exact(), **given})
+    model.last = Last(3, 3)
+    with pytest.raises(TypeError, match="no class can be derived"):
+        rad.convert(model, rad.Exact())
+    assert set(sketches(model).values()) == {SKETCH}
+
+
+@pytest.mark.parametrize("skip", [(), "tail"])
+def test_a_lazy_module_has_to_see_a_batch_first(skip):
+    model, x = nn.Sequential(OrderedDict(body=nn.Linear(12, 12), tail=nn.LazyLinear(3))), normal(40, 12)
+    shapes = nn.Sequential(OrderedDict(body=nn.Linear(12, 12), tail=nn.Linear(12, 3))).state_dict()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="tail is a LazyLinear.*run one batch"):
+            rad.convert(model, SKETCH, skip)
+        assert [type(m) for m in model.modules()] == [nn.Sequential, nn.Linear, nn.LazyLinear]
+        model.load_state_dict(shapes)  # which gives it shapes, but another class only the next call
+    model(x)
+    assert not same(gradients(rad.convert(model, SKETCH, skip), x), gradients(rad.revert(copy.deepcopy(model)), x))
 
 
 def test_equal_seeds_give_equal_gradients():
