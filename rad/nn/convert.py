@@ -53,9 +53,6 @@ class Converted(nn.Module):
         keeps = "as planned" if isinstance(sketch, Assignment) else sketch
         return ", ".join(filter(None, (described, "exact" if sketch is None else f"keeps {keeps}")))
 
-    def _get_name(self) -> str:
-        return _stock(type(self)).__name__
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made as needed, so a copy or a pickle names the stock one.
         _, args, *rest = super().__reduce_ex__(2)
@@ -75,8 +72,14 @@ def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
 
 
 def _stock(cls: type[nn.Module]) -> type[nn.Module]:
-    """The type of a module before it was converted."""
-    return cls.__bases__[1] if issubclass(cls, Converted) and cls.__bases__[0] is Converted else cls
+    """The type of a module before it was converted, with what has been put before that since."""
+    if not issubclass(cls, Converted):
+        return cls
+    if cls.__bases__[0] is Converted:
+        return cls.__bases__[1]
+    # Parametrizations and FSDP derive a class from whatever a module's is.
+    names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, tuple(_stock(base) for base in cls.__bases__), names)
 
 
 def convert(

@@ -294,6 +294,41 @@ def test_a_lazy_module_has_to_see_a_batch_first(skip):
     assert not same(gradients(rad.convert(model, SKETCH, skip), x), gradients(rad.revert(copy.deepcopy(model)), x))
 
 
+def sharded(model: nn.Module, name: str) -> None:
+    """As FSDP does."""
+    model.__class__ = type(f"Sharded{type(model).__name__}", (Marker, type(model)), {})
+
+
+class Marker:
+    pass
+
+
+@pytest.mark.parametrize("derive", [nn.utils.parametrizations.weight_norm, sharded])
+def test_a_class_derived_after_conversion_stays(derive):
+    stock, x = nn.Sequential(nn.Linear(12, 12), nn.ReLU()), normal(40, 12)
+    model = rad.convert(copy.deepcopy(stock), SKETCH)
+    for some in (stock, model):
+        derive(some[0], "weight")
+    out, exact = stock(x), gradients(stock, x)
+    for sketch in (SKETCH, rad.Sample(0.5)):
+        rad.convert(model, sketch)
+        assert torch.equal(model(x), out)
+        assert model[0].recipe.sketch == sketch
+        assert not same(gradients(model, x), exact)
+    kinds = [[kind.__name__ for kind in type(some[0]).__mro__] for some in (stock, rad.revert(model))]
+    assert kinds[0] == kinds[1]
+    assert (repr(model), list(model.state_dict())) == (repr(stock), list(stock.state_dict()))
+    assert torch.equal(model(x), out)
+    assert same(gradients(model, x), exact)
+
+
+def test_a_parametrization_from_after_conversion_can_be_removed():
+    model = rad.convert(nn.Sequential(nn.Linear(12, 12)), SKETCH)
+    nn.utils.parametrizations.weight_norm(model[0])
+    nn.utils.parametrize.remove_parametrizations(rad.revert(model)[0], "weight")
+    assert type(model[0]) is nn.Linear
+
+
 def test_equal_seeds_give_equal_gradients():
     model = Net()
     drawn = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
