@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,7 +69,43 @@ def _new(stock: type[nn.Module], *args: Any) -> nn.Module:
 def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
     """The class of converted modules of the type ``stock``: a subclass by the same name."""
     names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (Converted, stock), names)
+    named: dict[str, Any] = {**names}
+    if any(getattr(stock, how, None) is not getattr(object, how, None) for how in _COPYING):
+        named |= {"__deepcopy__": _deepcopied, "__reduce_ex__": _reduced}
+    return type(stock.__name__, (Converted, stock), named)
+
+
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__")
+
+
+@contextmanager
+def _as_stock(module: nn.Module) -> Iterator[None]:
+    """Within it a converted module is of its stock class, which knows how it is copied."""
+    cls = type(module)
+    module.__class__ = _stock(cls)
+    try:
+        yield
+    finally:
+        module.__class__ = cls
+
+
+def _deepcopied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    with _as_stock(self):
+        copied = copy.deepcopy(self, memo)
+    return _again(copy.deepcopy(self.__dict__[_RULES], memo), lambda: copied)
+
+
+def _reduced(self: nn.Module, protocol: Any) -> Any:
+    with _as_stock(self):
+        make, args, *rest = self.__reduce_ex__(protocol)
+    return (_again, (self.__dict__[_RULES], make, *args), *rest)
+
+
+def _again(rules: Rules, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    module = make(*args)
+    module.__dict__[_RULES] = rules
+    module.__class__ = converted_class(type(module))
+    return module
 
 
 def _stock(cls: type[nn.Module]) -> type[nn.Module]:

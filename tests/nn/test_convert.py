@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -329,6 +330,12 @@ def test_a_parametrization_from_after_conversion_can_be_removed():
     assert type(model[0]) is nn.Linear
 
 
+class Called(nn.Linear):
+    def forward(self, input: Tensor, *, labels: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """Scaled."""
+        return scale * super().forward(input)
+
+
 def test_equal_seeds_give_equal_gradients():
     model = Net()
     drawn = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
@@ -416,6 +423,31 @@ def test_copies_go_their_own_way(duplicate):
     assert same(gradients(other), gradients(model))
     assert [type(m) for m in rad.revert(other).modules()] == [type(m) for m in Net().modules()]
     assert isinstance(model.head, Converted)
+
+
+class Numbered(nn.Linear):
+    """A module that says itself how it is copied."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(12, 3)
+        self.number = number
+
+    def __reduce__(self):
+        return type(self), (self.number,), self.__dict__
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("make", [lambda: torch.fx.symbolic_trace(Called(12, 3)), lambda: Numbered(4)])
+def test_copies_of_what_copies_itself(make, duplicate):
+    model, x = rad.convert(make(), SKETCH, generator=seeded(3)), normal(40, 12)
+    other = duplicate(model)
+    assert rad.nn.seeds(other) is not rad.nn.seeds(model)
+    assert same(gradients(other, x), gradients(model, x))
+    exact = gradients(rad.revert(copy.deepcopy(model)), x)
+    for some in (other, model):
+        assert not same(gradients(some, x), exact)
+        assert same(gradients(rad.revert(some), x), exact)
+    assert not isinstance(other, Converted)
 
 
 @pytest.fixture
