@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -67,12 +68,19 @@ def _new(stock: type[nn.Module], *args: Any) -> nn.Module:
 
 @functools.cache
 def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The class of converted modules of the type ``stock``: a subclass by the same name."""
+    """The class of converted modules of the type ``stock``: a subclass by the same name, called in the same way."""
     names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    named: dict[str, Any] = {**names}
+    named: dict[str, Any] = {**names, "forward": _described(stock.forward)}
     if any(getattr(stock, how, None) is not getattr(object, how, None) for how in _COPYING):
         named |= {"__deepcopy__": _deepcopied, "__reduce_ex__": _reduced}
     return type(stock.__name__, (Converted, stock), named)
+
+
+def _described(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of a converted module, with the signature and documentation of the stock one."""
+    own = Converted.forward
+    copied = FunctionType(own.__code__, own.__globals__, closure=own.__closure__)
+    return functools.update_wrapper(copied, forward, updated=())  # without the marks that compilers leave on it
 
 
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__")

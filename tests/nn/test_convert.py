@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from collections import OrderedDict
@@ -334,6 +335,15 @@ class Called(nn.Linear):
     def forward(self, input: Tensor, *, labels: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """Scaled."""
         return scale * super().forward(input)
+
+
+def test_the_forward_pass_is_called_as_before():
+    stock, model = Called(12, 3), rad.convert(Called(12, 3), SKETCH)
+    assert inspect.signature(model.forward) == inspect.signature(stock.forward)
+    assert inspect.signature(type(model).forward) == inspect.signature(Called.forward)
+    assert model.forward.__doc__ == "Scaled."
+    model.load_state_dict(stock.state_dict())
+    assert torch.equal(model(normal(5, 12), scale=2.0), stock(normal(5, 12), scale=2.0))
 
 
 def test_equal_seeds_give_equal_gradients():
