@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from rad.functional import Assignment, Sharing
 from rad.nn.activations import answered, place_of
@@ -52,9 +55,6 @@ class Converted(nn.Module):
         keeps = "as planned" if isinstance(sketch, Assignment) else sketch
         return ", ".join(filter(None, (described, "exact" if sketch is None else f"keeps {keeps}")))
 
-    def _get_name(self) -> str:
-        return _stock(type(self)).__name__
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made as needed, so a copy or a pickle names the stock one.
         _, args, *rest = super().__reduce_ex__(2)
@@ -68,14 +68,63 @@ def _new(stock: type[nn.Module], *args: Any) -> nn.Module:
 
 @functools.cache
 def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The class of converted modules of the type ``stock``: a subclass by the same name."""
+    """The class of converted modules of the type ``stock``: a subclass by the same name, called in the same way."""
     names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (Converted, stock), names)
+    named: dict[str, Any] = {**names, "forward": _described(stock.forward)}
+    if any(getattr(stock, how, None) is not getattr(object, how, None) for how in _COPYING):
+        named |= {"__deepcopy__": _deepcopied, "__reduce_ex__": _reduced}
+    return type(stock.__name__, (Converted, stock), named)
+
+
+def _described(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of a converted module, with the signature and documentation of the stock one."""
+    own = Converted.forward
+    copied = FunctionType(own.__code__, own.__globals__, closure=own.__closure__)
+    return functools.update_wrapper(copied, forward, updated=())  # without the marks that compilers leave on it
+
+
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__")
+
+
+@contextmanager
+def _as_stock(module: nn.Module) -> Iterator[None]:
+    """Within it a converted module is of its stock class, which knows how it is copied."""
+    cls = type(module)
+    module.__class__ = _stock(cls)
+    try:
+        yield
+    finally:
+        module.__class__ = cls
+
+
+def _deepcopied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    with _as_stock(self):
+        copied = copy.deepcopy(self, memo)
+    return _again(copy.deepcopy(self.__dict__[_RULES], memo), lambda: copied)
+
+
+def _reduced(self: nn.Module, protocol: Any) -> Any:
+    with _as_stock(self):
+        make, args, *rest = self.__reduce_ex__(protocol)
+    return (_again, (self.__dict__[_RULES], make, *args), *rest)
+
+
+def _again(rules: Rules, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    module = make(*args)
+    module.__dict__[_RULES] = rules
+    module.__class__ = converted_class(type(module))
+    return module
 
 
 def _stock(cls: type[nn.Module]) -> type[nn.Module]:
-    """The type of a module before it was converted."""
-    return cls.__bases__[1] if issubclass(cls, Converted) and cls.__bases__[0] is Converted else cls
+    """The type of a module before it was converted, with what has been put before that since."""
+    if not issubclass(cls, Converted):
+        return cls
+    if cls.__bases__[0] is Converted:
+        return cls.__bases__[1]
+    # Parametrizations and FSDP derive a class from whatever a module's is.
+    names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, tuple(_stock(base) for base in cls.__bases__), names)
 
 
 def convert(
@@ -100,35 +149,41 @@ def convert(
         skip: Names of modules to leave as they are with all they contain.
         generator: Where the seeds of the summaries come from: ``rad.nn.Seeds``, whose state is checkpointed to resume
             a run, or a generator from which they start. By default they start from the seed of the global generator,
-            which is not touched. ``rad.nn.seeds(model)`` returns them.
+            which is not touched, each conversion elsewhere; see ``rad.nn.Seeds``. ``rad.nn.seeds(model)`` returns them.
 
     Returns:
         ``model`` itself.
 
     Raises:
         TypeError: If ``model`` is not a module or ``sketch`` neither a ``Sketch`` nor a mapping to sketches.
-        ValueError: If a name is unknown, nothing is left to convert or a plan is for another model.
+        ValueError: If a name is unknown, nothing is left to convert, a plan is for another model or a module is lazy
+            and has seen no batch yet. Whatever is raised, the model is as it was.
     """
     check_module(model)
     names = dict(model.named_modules(remove_duplicate=False))
+    for name, module in names.items():
+        if isinstance(module, LazyModuleMixin) and module.cls_to_become is not None:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, which is of another class after its first call; "
+                "run one batch through the model, then convert it"
+            )
     if isinstance(sketch, Assignment):
         sketch.check(model)
     chosen = _plan(names, sketch, skip)
     if not any(chosen.values()):
         raise ValueError(f"nothing to convert: skip={tuple(_names(skip))} and the names of sketch leave no module")
-    revert(model)
+    plain = {m: _stock(type(m)) for m in names.values() if not isinstance(m, torch.jit.ScriptModule)}
+    kinds = {module: converted_class(cls) for module, cls in plain.items()}
     numbers, sharing = generator if isinstance(generator, Seeds) else Seeds(generator), Sharing()
-    done: set[nn.Module] = set()
-    for name, module in names.items():
-        if module in done or isinstance(module, torch.jit.ScriptModule):
+    for name, module in names.items():  # nothing is refused from here on
+        if module not in plain:
             continue
-        done.add(module)
-        few = chosen[name]
+        module.__class__, few = plain.pop(module), chosen[name]
         if few is not None:
             known(few)
         whole = "" if few is None else place_of(module)
         module.__dict__[_RULES] = Rules(Recipe(name, few, numbers, sharing), whole=whole)
-        module.__class__ = converted_class(type(module))
+        module.__class__ = kinds[module]
     return model
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -11,6 +13,8 @@ __all__ = ["Seeds", "Split"]
 _DISTRIBUTED = dist.is_available()
 _RANK = 1 << 52  # between the seeds of two processes
 _DRAW = 1 << 40  # between those of one call in a traced graph; more calls than that there will not be
+_LOCK = threading.Lock()  # of all, so that seeds can be copied and pickled
+_starts = torch.Generator()  # seeded like the global one when that was last looked at
 
 
 class Seeds:
@@ -20,7 +24,10 @@ class Seeds:
 
     Args:
         first: Where to start: a number, a generator from which one is drawn, or ``None`` for the seed with which the
-            global generator was initialized, which is only read.
+            global generator was initialized, which is only read. The n-th that starts from that seed starts from the
+            n-th number drawn with it, so that a model and its loss have seeds of their own and a script finds the same
+            ones in each run. Another seed counts from the first again; the same seed given again cannot be told from
+            before, so whoever wants the same seeds twice in one process says where to start.
 
     Raises:
         TypeError: If it is anything else.
@@ -34,16 +41,24 @@ class Seeds:
             if first is not None and not -(2**63) <= first < 2**63:
                 raise ValueError(f"seeds start from a whole number of 64 bits, got {first}")
             # Drawn, so that neighbouring numbers lead to seeds far apart.
-            first = torch.Generator().manual_seed(torch.initial_seed() if first is None else first)
+            first = _from_the_global() if first is None else torch.Generator().manual_seed(first)
         start = int(torch.randint(2**51 - 1, (), generator=first, device=first.device))
         self._state = torch.tensor(start - 2**50, dtype=torch.int64, device="cpu")
 
     def next(self) -> Tensor:
-        """A seed that was not given before, int64 scalar on the CPU."""
-        # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
-        seed, self._state = self._state, self._state + 1
+        """A seed that was not given before, to no thread either, int64 scalar on the CPU."""
+        if torch.compiler.is_dynamo_compiling():  # no lock can be traced: of a graph one thread at a time takes seeds
+            seed = self._take()
+        else:
+            with _LOCK:
+                seed = self._take()
         if _DISTRIBUTED and dist.is_initialized():
             seed = seed + dist.get_rank() * _RANK
+        return seed
+
+    def _take(self) -> Tensor:
+        # Never in place, for a traced graph may keep the state and form the seeds of its backward pass from that.
+        seed, self._state = self._state, self._state + 1
         return seed
 
     def get_state(self) -> Tensor:
@@ -59,6 +74,13 @@ class Seeds:
         if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.dim():
             raise ValueError(f"state must be what get_state returned, one int64 number, got {state!r:.60}")
         self._state = state.clone()
+
+
+def _from_the_global() -> torch.Generator:
+    """The generator from which seeds start where nothing else is said."""
+    if _starts.initial_seed() != torch.initial_seed():
+        _starts.manual_seed(torch.initial_seed())
+    return _starts
 
 
 class Split:

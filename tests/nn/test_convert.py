@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
@@ -264,15 +267,106 @@ def test_converting_again_replaces():
     assert rad.revert(model) is model  # nothing to undo
 
 
+class Last(nn.Linear):
+    def __init_subclass__(cls):
+        raise TypeError("no class can be derived")
+
+
+def test_a_conversion_that_is_refused_changes_nothing():
+    model = rad.convert(Net(), SKETCH)
+    for given in ({"generator": "x"}, {"skip": "tail"}, {"sketch": 0.1}, {"skip": ""}):
+        with pytest.raises((TypeError, ValueError)):
+            rad.convert(model, **{"sketch": rad.Exact(), **given})
+    model.last = Last(3, 3)
+    with pytest.raises(TypeError, match="no class can be derived"):
+        rad.convert(model, rad.Exact())
+    assert set(sketches(model).values()) == {SKETCH}
+
+
+@pytest.mark.parametrize("skip", [(), "tail"])
+def test_a_lazy_module_has_to_see_a_batch_first(skip):
+    model, x = nn.Sequential(OrderedDict(body=nn.Linear(12, 12), tail=nn.LazyLinear(3))), normal(40, 12)
+    shapes = nn.Sequential(OrderedDict(body=nn.Linear(12, 12), tail=nn.Linear(12, 3))).state_dict()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="tail is a LazyLinear.*run one batch"):
+            rad.convert(model, SKETCH, skip)
+        assert [type(m) for m in model.modules()] == [nn.Sequential, nn.Linear, nn.LazyLinear]
+        model.load_state_dict(shapes)  # which gives it shapes, but another class only the next call
+    model(x)
+    assert not same(gradients(rad.convert(model, SKETCH, skip), x), gradients(rad.revert(copy.deepcopy(model)), x))
+
+
+def sharded(model: nn.Module, name: str) -> None:
+    """As FSDP does."""
+    model.__class__ = type(f"Sharded{type(model).__name__}", (Marker, type(model)), {})
+
+
+class Marker:
+    pass
+
+
+@pytest.mark.parametrize("derive", [nn.utils.parametrizations.weight_norm, sharded])
+def test_a_class_derived_after_conversion_stays(derive):
+    stock, x = nn.Sequential(nn.Linear(12, 12), nn.ReLU()), normal(40, 12)
+    model = rad.convert(copy.deepcopy(stock), SKETCH)
+    for some in (stock, model):
+        derive(some[0], "weight")
+    out, exact = stock(x), gradients(stock, x)
+    for sketch in (SKETCH, rad.Sample(0.5)):
+        rad.convert(model, sketch)
+        assert torch.equal(model(x), out)
+        assert model[0].recipe.sketch == sketch
+        assert not same(gradients(model, x), exact)
+    kinds = [[kind.__name__ for kind in type(some[0]).__mro__] for some in (stock, rad.revert(model))]
+    assert kinds[0] == kinds[1]
+    assert (repr(model), list(model.state_dict())) == (repr(stock), list(stock.state_dict()))
+    assert torch.equal(model(x), out)
+    assert same(gradients(model, x), exact)
+
+
+def test_a_parametrization_from_after_conversion_can_be_removed():
+    model = rad.convert(nn.Sequential(nn.Linear(12, 12)), SKETCH)
+    nn.utils.parametrizations.weight_norm(model[0])
+    nn.utils.parametrize.remove_parametrizations(rad.revert(model)[0], "weight")
+    assert type(model[0]) is nn.Linear
+
+
+class Called(nn.Linear):
+    def forward(self, input: Tensor, *, labels: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """Scaled."""
+        return scale * super().forward(input)
+
+
+def test_the_forward_pass_is_called_as_before():
+    stock, model = Called(12, 3), rad.convert(Called(12, 3), SKETCH)
+    assert inspect.signature(model.forward) == inspect.signature(stock.forward)
+    assert inspect.signature(type(model).forward) == inspect.signature(Called.forward)
+    assert model.forward.__doc__ == "Scaled."
+    model.load_state_dict(stock.state_dict())
+    assert torch.equal(model(normal(5, 12), scale=2.0), stock(normal(5, 12), scale=2.0))
+
+
 def test_equal_seeds_give_equal_gradients():
     model = Net()
-    torch.default_generator.manual_seed(5)  # as before each pass
-    default = [gradients(rad.convert(model, SKETCH)) for _ in range(2)]
     drawn = [gradients(rad.convert(model, SKETCH, generator=seeded(seed))) for seed in (7, 7, 8)]
-    assert same(*default)
     assert same(drawn[0], drawn[1])
     assert not same(drawn[0], drawn[2])
     assert not same(gradients(model), drawn[2])  # a new draw at every step
+
+
+def test_each_default_conversion_has_seeds_of_its_own():
+    def taken() -> list[int]:
+        parts = [rad.convert(part, SKETCH) for part in (Net(), nn.MSELoss(), Net())]
+        parts += [rad.convert(parts[0], SKETCH)]  # and each step where one converts at each
+        return [int(rad.nn.seeds(part).next()) for part in parts for _ in range(50)]
+
+    runs = []
+    for seed in (1, 2, 1):
+        torch.default_generator.manual_seed(seed)
+        runs.append(taken())
+    # As a run finds them again in another process, or after one from another seed.
+    assert runs[0] == runs[2]
+    assert len({*runs[0], *runs[1]}) == 400
 
 
 def test_the_state_of_the_seeds_resumes_a_run():
@@ -339,6 +433,31 @@ def test_copies_go_their_own_way(duplicate):
     assert same(gradients(other), gradients(model))
     assert [type(m) for m in rad.revert(other).modules()] == [type(m) for m in Net().modules()]
     assert isinstance(model.head, Converted)
+
+
+class Numbered(nn.Linear):
+    """A module that says itself how it is copied."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(12, 3)
+        self.number = number
+
+    def __reduce__(self):
+        return type(self), (self.number,), self.__dict__
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("make", [lambda: torch.fx.symbolic_trace(Called(12, 3)), lambda: Numbered(4)])
+def test_copies_of_what_copies_itself(make, duplicate):
+    model, x = rad.convert(make(), SKETCH, generator=seeded(3)), normal(40, 12)
+    other = duplicate(model)
+    assert rad.nn.seeds(other) is not rad.nn.seeds(model)
+    assert same(gradients(other, x), gradients(model, x))
+    exact = gradients(rad.revert(copy.deepcopy(model)), x)
+    for some in (other, model):
+        assert not same(gradients(some, x), exact)
+        assert same(gradients(rad.revert(some), x), exact)
+    assert not isinstance(other, Converted)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import rad
+from rad.nn import Seeds
 
 SKETCH, RANKS = rad.Rounding(bits=3), 2
 
@@ -24,6 +25,10 @@ SKETCH, RANKS = rad.Rounding(bits=3), 2
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+def converted(model: nn.Module) -> nn.Module:
+    return rad.convert(model, SKETCH, generator=Seeds(0))
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -38,24 +43,24 @@ def work(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=RANKS)
     x = normal(32, 16)  # the same on both: what differs are the draws
     found = {}
-    alone = rad.convert(net(), SKETCH)
+    alone = converted(net())
     found["alone"] = gradients(alone, x)
     found["stock"] = gradients(net(), x)
-    ddp = DistributedDataParallel(rad.convert(net(), SKETCH))
+    ddp = DistributedDataParallel(converted(net()))
     found["ddp"] = gradients(ddp, x)
     # Each rank's own draw, from the seeds that DDP began with.
-    local = rad.convert(net(), SKETCH)
+    local = converted(net())
     found["local"] = gradients(local, x)
     with ddp.no_sync():
         found["again"] = gradients(ddp, x)
-    sharded = rad.convert(net(), SKETCH)
+    sharded = converted(net())
     for layer in (sharded[0], sharded[3], sharded):
         fully_shard(layer)
     found["fsdp"] = gradients(sharded, x)
     sharded_before = net()
     for layer in (sharded_before[0], sharded_before[3], sharded_before):
         fully_shard(layer)
-    rad.convert(sharded_before, SKETCH)
+    converted(sharded_before)
     found["fsdp first"] = gradients(sharded_before, x)
     torch.save(found, Path(directory) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -31,6 +33,22 @@ def test_ranks_never_meet(monkeypatch):
         splits = [Split(seeds.next()) for _ in range(50)]
         given += [int(split.next()) for split in splits for _ in range(3)]
     assert len(set(given)) == 4 * 50 * 3
+
+
+class _Slow(Tensor):
+    """Threads change places while one is added to it."""
+
+    def __add__(self, other):
+        time.sleep(0.001)
+        return super().__add__(other)
+
+
+def test_threads_never_meet():
+    seeds = Seeds(0)
+    seeds.set_state(seeds.get_state().as_subclass(_Slow))
+    with ThreadPoolExecutor(4) as pool:
+        given = [int(seed) for seed in pool.map(lambda _: seeds.next(), range(100))]
+    assert len(set(given)) == 100
 
 
 class _Around(TorchFunctionMode):
