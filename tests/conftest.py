@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The process that gives out the tests needs nothing of torch: fixtures import it.
+# The process that gives out the tests needs nothing of torch until they begin: fixtures import it.
 
 # Examples are the same in every run, and a fixture may hold for all examples of a test: none of ours keeps state.
 settings.register_profile(
@@ -17,6 +19,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("rad")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished() -> None:
+    """Imports what warnings are classes of, which threads that wait for the workers would do at the same time."""
+    import_module("rad.measure")
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,8 @@ class Converted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stock forward pass, whose calls are answered by ``rad.functional``."""
+        if not torch.is_grad_enabled():  # PyTorch's fast paths, whose values are others, ask whether anybody looks on
+            return super().forward(*args, **kwargs)
         rules = self.__dict__[_RULES]
         rules.begin()
         if torch.compiler.is_compiling():

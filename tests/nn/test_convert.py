@@ -567,3 +567,15 @@ class Marked(torch.Tensor):
 def test_classes_of_tensors_stay():
     model = rad.convert(Function(torch.sign), SKETCH)
     assert type(model(normal(4).as_subclass(Marked))) is Marked
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_it_is_the_stock_module(mode):
+    """The encoder of transformers has a fast path then, of other values, and zeros where there is padding."""
+    torch.manual_seed(0)
+    stock = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    model, x = rad.convert(copy.deepcopy(stock), rad.Rounding(0.1)), normal(3, 5, 16)
+    padding = torch.arange(5).expand(3, 5) > torch.tensor([[4], [2], [1]])
+    with mode():
+        assert torch.equal(model(x), stock(x))
+        assert torch.equal(model(x, src_key_padding_mask=padding), stock(x, src_key_padding_mask=padding))
