@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from calls import HEADS, IMAGES, SHAPE, buffer, constant, flags, integers, last, leaf, like, lines, path, within
 
+WEIGHTS = torch.linspace(0.1, 0.9, 128).double().view(8, 16)
+
 CASES = [
     *lines(
         F.layer_norm,
@@ -101,10 +103,21 @@ CASES = [
         ("both, broadcast", [path(8, 16), path(16)], {"reduction": "sum"}),
         ("predictions broadcast", [path(8, 1), path(8, 16)]),
         ("none", [path(8, 16), constant(8, 16)], {"reduction": "none"}),
+        ("weights", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS}),
+        ("weights, broadcast", [path(8, 16), path(2, 8, 16)], {"weight": WEIGHTS}),
+        ("weights, sum", [path(8, 16), path(8, 16)], {"weight": WEIGHTS, "reduction": "sum"}),
+        ("weights, none", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS, "reduction": "none"}),
     ),
     *lines(F.l1_loss, ("", [path(8, 16), constant(8, 16)])),
     *lines(F.smooth_l1_loss, ("beta", [path(8, 16), constant(8, 16)], {"beta": 0.5})),
-    *lines(F.huber_loss, ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7})),
+    *lines(
+        F.huber_loss,
+        ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7}),
+        *(
+            (f"weights, {how}", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS, "reduction": how})
+            for how in ("mean", "sum", "none")
+        ),
+    ),
     *lines(
         F.binary_cross_entropy_with_logits,
         ("", [path(8, 16), within(0, 1, 8, 16, role="constant")]),

@@ -59,7 +59,7 @@ def rms_norm(
         return NotImplemented
     shape = tuple(normalized_shape)
     dims = tuple(range(-len(shape), 0))
-    small = torch.finfo(input.dtype).eps if eps is None else eps
+    small = torch.finfo(compute_dtype(input.dtype)).eps if eps is None else eps
 
     def function(x: Tensor, weight: Tensor | None, bias: None) -> tuple[Tensor, None, Tensor]:
         return F.rms_norm(x, shape, weight, eps), None, _wide(x).square().mean(dims, keepdim=True).add_(small).rsqrt_()

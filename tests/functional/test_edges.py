@@ -242,6 +242,17 @@ def test_low_precision_statistics():
     torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-3 * float(grads[1].abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_the_epsilon_of_small_rows(dtype):
+    """If none is given it is that of the precision in which the statistics are formed."""
+    x = normal(64, 40).mul(1e-3).to(dtype).requires_grad_()
+    out = F.rms_norm(x, (40,))
+    upstream = normal(*out.shape, seed=1).to(dtype)
+    (exact,) = torch.autograd.grad(out, x, upstream)
+    (ours,) = torch.autograd.grad(by_rules(F.rms_norm, rad.Rounding(bits=16))(x * 1, (40,)), x, upstream)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=2e-2 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("function", [F.linear, torch.matmul], ids=lambda f: f.__name__)
 def test_an_operand_is_cast_once(function, monkeypatch):
     """For the product and for what is kept of it."""
