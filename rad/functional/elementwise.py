@@ -162,7 +162,7 @@ def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
         if weight.numel() != 1:
             return NotImplemented  # the stock function says what is wrong
         channels = 1
-    slope = weight.reshape(1, channels, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight.reshape(1)
+    slope = weight.reshape((1, channels, *(1,) * (input.dim() - 2)) if input.dim() > 1 else (1,) * input.dim())
     return where(call, input > 0, input, multiply(call, input, slope))
 
 

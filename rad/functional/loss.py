@@ -58,7 +58,7 @@ def _loss(keep: Keep, x: Tensor, y: Tensor, function: Any, reduction: str, optio
     share = 1 / max(shape.numel(), 1) if reduction == "mean" else 1.0
     by_weight = weight is not None and function in _BY_WEIGHT and reduction == "mean"
     share_ = keep.exact(weight.sum().reciprocal()) if by_weight else None  # pyright: ignore
-    del slopes, terms
+    del slopes
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         each = (grad * (share if share_ is None else kept[share_])).expand(shape)

@@ -86,7 +86,7 @@ def group_norm(
         return NotImplemented
     n, c = input.shape[:2]
     space = math.prod(input.shape[2:])
-    if c % num_groups:
+    if c % num_groups or n * c // num_groups * space == 1:
         return NotImplemented  # the stock function says what is wrong
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +134,8 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over the positions of each channel of each example."""
-    if not call.sketch.serves_factors or not use_input_stats:
+    few = math.prod(input.shape[2:]) <= 1 or input.numel() == 0  # of which stock says what it will
+    if not call.sketch.serves_factors or not use_input_stats or few:
         return NotImplemented
     n, c = input.shape[:2]
 
@@ -175,13 +176,15 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over examples and positions of each channel; running statistics are updated by PyTorch, once, as ever."""
-    if not call.sketch.serves_factors or input.dim() < 2:
+    if not call.sketch.serves_factors or input.dim() < 2 or input.numel() == 0:
         return NotImplemented
     n, c = input.shape[:2]
     fixed = not training
+    if training and input.numel() == c:
+        return NotImplemented  # a value a channel, of which stock says what it will
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if fixed or x.numel() == 0:  # or what stock says of nothing
+        if fixed:
             out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
             assert running_mean is not None
             assert running_var is not None

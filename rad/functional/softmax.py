@@ -34,11 +34,20 @@ def _softmax(
 
 
 @rule(torch.softmax, torch.special.softmax, Tensor.softmax)
-def softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(
+    call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
+) -> Tensor:
     """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
-    if not call.sketch.serves_factors or not isinstance(dim, int):
+    place = _one(dim, axis)
+    if not call.sketch.serves_factors or place is None:
         return NotImplemented
-    return _normalized(call, input, dim, dtype)
+    return _normalized(call, input, place, dtype)
+
+
+def _one(dim: Any, axis: Any) -> int | None:
+    """A dimension by either of its two names; whatever else is given is for stock to judge."""
+    given = dim if axis is None else axis if dim is None else None
+    return given if isinstance(given, int) else None
 
 
 @operation
@@ -82,11 +91,14 @@ def _log_softmax(
 
 
 @rule(torch.log_softmax, torch.special.log_softmax, Tensor.log_softmax)
-def log_softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(
+    call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
+) -> Tensor:
     """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
-    if not call.sketch.serves_factors or not isinstance(dim, int):
+    place = _one(dim, axis)
+    if not call.sketch.serves_factors or place is None:
         return NotImplemented
-    return _logarithmic(call, input, dim, dtype)
+    return _logarithmic(call, input, place, dtype)
 
 
 @operation
