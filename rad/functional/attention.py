@@ -51,7 +51,7 @@ def attention(
     which the probabilities are computed again. With dropout, one bit for each probability tells what was dropped.
     What is given for all examples or heads, such as learned queries, is kept once.
     """
-    if not call.sketch.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
+    if not call.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
         return NotImplemented
     if not 0 <= dropout_p < 1 or 0 in (query.numel(), key.numel(), value.numel()):
         return NotImplemented

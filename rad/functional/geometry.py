@@ -24,7 +24,7 @@ def pair(extent: Extent) -> Pair:
 def extents(extent: Extent, dims: int) -> tuple[int, ...]:
     """One number for each of ``dims`` dimensions, from one for all, or from one or all in a sequence."""
     single = isinstance(extent, int) or (hasattr(extent, "__index__") and not getattr(extent, "shape", ()))
-    given = tuple(_number(e) for e in ((extent,) if single else extent))
+    given = tuple(_number(e) for e in ((extent,) if single else extent))  # pyright: ignore
     return given * dims if len(given) == 1 else given
 
 

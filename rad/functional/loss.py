@@ -40,7 +40,7 @@ def elementwise_loss(
     old = options.get("size_average") is not None or options.get("reduce") is not None
     if args or old or reduction not in ("none", "sum", "mean") or any(t.requires_grad for t in tensors):
         return NotImplemented
-    return _loss(call, input, target, function, reduction, options) if call.sketch.serves_factors else NotImplemented
+    return _loss(call, input, target, function, reduction, options) if call.serves_factors else NotImplemented
 
 
 _BY_WEIGHT = (F.mse_loss, F.l1_loss)  # whose mean is a sum divided by that of the weights, and not by their number

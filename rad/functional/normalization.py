@@ -40,7 +40,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over the last dimensions; keeps ``ĥ`` and the exact ``1/σ`` of each row."""
-    if not call.sketch.serves_factors:
+    if not call.serves_factors:
         return NotImplemented
     shape = tuple(normalized_shape)
 
@@ -55,7 +55,7 @@ def rms_norm(
     call: Call, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """Over the last dimensions, without a mean."""
-    if not call.sketch.serves_factors:
+    if not call.serves_factors:
         return NotImplemented
     shape = tuple(normalized_shape)
     dims = tuple(range(-len(shape), 0))
@@ -82,7 +82,7 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over groups of channels of each example."""
-    if not call.sketch.serves_factors or input.dim() < 2:
+    if not call.serves_factors or input.dim() < 2:
         return NotImplemented
     n, c = input.shape[:2]
     space = math.prod(input.shape[2:])
@@ -135,7 +135,7 @@ def instance_norm(
 ) -> Tensor:
     """Over the positions of each channel of each example."""
     few = math.prod(input.shape[2:]) <= 1 or input.numel() == 0  # of which stock says what it will
-    if not call.sketch.serves_factors or not use_input_stats or few:
+    if not call.serves_factors or not use_input_stats or few:
         return NotImplemented
     n, c = input.shape[:2]
 
@@ -176,7 +176,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over examples and positions of each channel; running statistics are updated by PyTorch, once, as ever."""
-    if not call.sketch.serves_factors or input.dim() < 2 or input.numel() == 0:
+    if not call.serves_factors or input.dim() < 2 or input.numel() == 0:
         return NotImplemented
     n, c = input.shape[:2]
     fixed = not training

@@ -39,7 +39,7 @@ def softmax(
 ) -> Tensor:
     """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
     place = _one(dim, axis)
-    if not call.sketch.serves_factors or place is None:
+    if not call.serves_factors or place is None:
         return NotImplemented
     return _normalized(call, input, place, dtype)
 
@@ -96,7 +96,7 @@ def log_softmax(
 ) -> Tensor:
     """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
     place = _one(dim, axis)
-    if not call.sketch.serves_factors or place is None:
+    if not call.serves_factors or place is None:
         return NotImplemented
     return _logarithmic(call, input, place, dtype)
 
@@ -153,7 +153,7 @@ def cross_entropy(
     logits is ``G − p Σ_c G``.
     """
     old = size_average is not None or reduce is not None
-    if not call.sketch.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
+    if not call.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
         return NotImplemented
     return _cross_entropy(call, full_precision(input), target, weight, ignore_index, reduction, label_smoothing)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from calls import Case, by_rules, quiet
 from cases import CASES, aliases, uncovered
 from cases_products import CASES as PRODUCTS
-from sketches import normal
+from sketches import Whole, normal
 from torch import Tensor
 
 import rad
@@ -24,7 +24,7 @@ from rad.sketch import tracing
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 every_name = pytest.mark.parametrize("case", CASES + aliases(), ids=[case.name for case in CASES + aliases()])
 pytestmark = quiet
-WHOLE = rad.Rounding(1.0)  # the rules' own gradients of what is kept as it is
+WHOLE = Whole()  # the rules' own gradients of what is kept as it is
 FEW = rad.Rounding(bits=3)
 
 
