@@ -176,7 +176,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over examples and positions of each channel; running statistics are updated by PyTorch, once, as ever."""
-    if not call.serves_factors or input.dim() < 2 or input.numel() == 0:
+    if not call.serves_factors or input.dim() < 2:
         return NotImplemented
     n, c = input.shape[:2]
     fixed = not training

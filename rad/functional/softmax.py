@@ -38,16 +38,10 @@ def softmax(
     call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
 ) -> Tensor:
     """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
-    place = _one(dim, axis)
-    if not call.serves_factors or place is None:
+    dim = axis if dim is None else dim
+    if not call.serves_factors or not isinstance(dim, int):
         return NotImplemented
-    return _normalized(call, input, place, dtype)
-
-
-def _one(dim: Any, axis: Any) -> int | None:
-    """A dimension by either of its two names; whatever else is given is for stock to judge."""
-    given = dim if axis is None else axis if dim is None else None
-    return given if isinstance(given, int) else None
+    return _normalized(call, input, dim, dtype)
 
 
 @operation
@@ -95,10 +89,10 @@ def log_softmax(
     call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
 ) -> Tensor:
     """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
-    place = _one(dim, axis)
-    if not call.serves_factors or place is None:
+    dim = axis if dim is None else dim
+    if not call.serves_factors or not isinstance(dim, int):
         return NotImplemented
-    return _logarithmic(call, input, place, dtype)
+    return _logarithmic(call, input, dim, dtype)
 
 
 @operation

@@ -114,6 +114,15 @@ def test_a_tensor_by_keyword_is_one_as_any_other():
     assert len({*found.values()}) == 1, found
 
 
+@pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax, torch.mm])
+def test_an_argument_by_another_name_is_one_as_any_other(function):
+    x = normal(64, 64).requires_grad_()
+    second, name = (normal(64, 64, seed=1).requires_grad_(), "mat2") if function is torch.mm else (0, "axis")
+    found = [saved_bytes(lambda: by_rules(function)(x * 1, second)).total]
+    found.append(saved_bytes(lambda: by_rules(function)(x * 1, **{name: second})).total)
+    assert found[0] == found[1] < x.nbytes + (x.nbytes if function is torch.mm else 0)
+
+
 @pytest.mark.parametrize("function", [F.mse_loss, F.huber_loss, F.binary_cross_entropy_with_logits])
 def test_weights_of_a_loss_get_the_gradient_of_stock_or_its_refusal(function):
     x, weight = normal(16, 40).requires_grad_(), normal(16, 40, seed=1).exp().requires_grad_()
