@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from calls import IMAGES, METHODS, SHAPE, Case, constant, flags, integers, leaf, like, lines, path, within
+from calls import IMAGES, METHODS, SHAPE, Case, Input, constant, flags, integers, leaf, like, lines, path, within
+from sketches import normal
 
 # The functions of one variable, on what they are smooth.
 UNARY = {
@@ -19,6 +20,8 @@ UNARY = {
     "tan": (-1.2, 1.2),
 }
 SMOOTH = "celu elu gelu hardsigmoid hardswish logsigmoid mish selu silu softplus softsign tanhshrink".split()
+# A single number, of a precision that it does not give to others.
+DOUBLE = Input(lambda i, _: normal(1, seed=i, dtype=torch.float64)[0].exp())
 
 CASES = [
     *(Case(name, getattr(torch, name), [within(*domain, *SHAPE)]) for name, domain in UNARY.items()),
@@ -38,10 +41,19 @@ CASES = [
         ("both", [within(0.2, 3, *SHAPE), path(*SHAPE)]),
         ("broadcast", [within(0.2, 3, *SHAPE), within(0.5, 2, 16, role="leaf")]),
         ("whole numbers", [within(0.2, 3, *SHAPE), integers(4, *SHAPE)]),
+        ("one number of double precision", [within(0.2, 3, *SHAPE), DOUBLE]),
     ),
     *lines(METHODS.__rpow__, ("", [path(*SHAPE), 2.0])),
-    *lines(torch.float_power, ("", [within(0.2, 3, *SHAPE), 1.5])),
-    *lines(torch.atan2, ("", [path(*SHAPE), within(0.5, 2, *SHAPE)])),
+    *lines(
+        torch.float_power,
+        ("", [within(0.2, 3, *SHAPE), 1.5]),
+        ("one number of double precision", [within(0.2, 3, *SHAPE), DOUBLE]),
+    ),
+    *lines(
+        torch.atan2,
+        ("", [path(*SHAPE), within(0.5, 2, *SHAPE)]),
+        ("one number of double precision", [DOUBLE, path(*SHAPE)]),
+    ),
     *lines(torch.hypot, ("", [path(*SHAPE), within(0.5, 2, *SHAPE)])),
     *lines(torch.logaddexp, ("", [path(*SHAPE), path(*SHAPE)]), ("broadcast", [path(6, 1), path(16)])),
     *lines(torch.logaddexp2, ("", [path(*SHAPE), path(*SHAPE)])),

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from calls import HEADS, IMAGES, SHAPE, buffer, constant, flags, integers, last, leaf, like, lines, path, within
 
+WEIGHTS = torch.linspace(0.1, 0.9, 128).double().view(8, 16)
+
 CASES = [
     *lines(
         F.layer_norm,
@@ -101,10 +103,21 @@ CASES = [
         ("both, broadcast", [path(8, 16), path(16)], {"reduction": "sum"}),
         ("predictions broadcast", [path(8, 1), path(8, 16)]),
         ("none", [path(8, 16), constant(8, 16)], {"reduction": "none"}),
+        ("weights", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS}),
+        ("weights, broadcast", [path(8, 16), path(2, 8, 16)], {"weight": WEIGHTS}),
+        ("weights, sum", [path(8, 16), path(8, 16)], {"weight": WEIGHTS, "reduction": "sum"}),
+        ("weights, none", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS, "reduction": "none"}),
     ),
     *lines(F.l1_loss, ("", [path(8, 16), constant(8, 16)])),
     *lines(F.smooth_l1_loss, ("beta", [path(8, 16), constant(8, 16)], {"beta": 0.5})),
-    *lines(F.huber_loss, ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7})),
+    *lines(
+        F.huber_loss,
+        ("delta", [path(8, 16), constant(8, 16)], {"delta": 0.7}),
+        *(
+            (f"weights, {how}", [path(8, 16), constant(8, 16)], {"weight": WEIGHTS, "reduction": how})
+            for how in ("mean", "sum", "none")
+        ),
+    ),
     *lines(
         F.binary_cross_entropy_with_logits,
         ("", [path(8, 16), within(0, 1, 8, 16, role="constant")]),
@@ -160,6 +173,21 @@ CASES = [
         ("one", [path(6, 8), path(6, 8), path(6, 8)]),
         ("shared heads", [path(2, 4, 6, 8), path(2, 1, 6, 8), path(2, 1, 6, 8)]),
         ("transposed", [like(lambda t: t.transpose(1, 2), 2, 6, 2, 8) for _ in range(3)]),
+        ("queries for all examples", [path(1, 2, 6, 8), path(3, 2, 6, 8), path(3, 2, 6, 8)]),
+        (
+            "queries for all examples, dropout",
+            [path(1, 2, 6, 8), path(3, 2, 6, 8), path(3, 2, 6, 8)],
+            {"dropout_p": 0.3},
+        ),
+        ("queries for all heads", [path(3, 1, 6, 8), path(3, 2, 6, 8), path(3, 2, 6, 8)]),
+        ("keys for all examples", [path(3, 2, 6, 8), path(1, 2, 6, 8), path(1, 2, 6, 8)]),
+        ("keys for all examples, causal", [path(3, 2, 6, 8), path(1, 2, 6, 8), path(3, 2, 6, 8)], {"is_causal": True}),
+        ("keys for all examples, long", [path(3, 1, 30, 2), path(1, 1, 30, 2), path(1, 1, 30, 2)]),
+        ("values for all heads", [path(*HEADS), path(*HEADS), path(2, 1, 6, 8)]),
+        ("values of more examples and heads", [path(1, 1, 6, 8), path(1, 1, 6, 8), path(*HEADS)]),
+        ("values of more examples, dropout", [path(1, 2, 6, 8), path(1, 2, 6, 8), path(*HEADS)], {"dropout_p": 0.3}),
+        ("groups of keys alone", [path(2, 4, 6, 8), path(2, 2, 6, 8), path(2, 4, 6, 8)], {"enable_gqa": True}),
+        ("no heads, queries for all", [path(1, 6, 8), path(4, 6, 8), path(4, 6, 8)]),
         ("empty", [path(0, 2, 6, 8), path(0, 2, 6, 8), path(0, 2, 6, 8)]),
         ("long", [path(1, 1, 6, 4), path(1, 1, 40, 4), path(1, 1, 40, 4)]),
         ("narrow", [path(1, 1, 24, 2), path(1, 1, 24, 2), path(1, 1, 24, 2)]),  # queries and keys are kept exactly

@@ -28,6 +28,7 @@ CASES = [
         ("vectors", [path(8), path(8)]),
         ("transposed", [like(lambda t: t.mT, 2, 8, 6), like(lambda t: t.mT, 2, 7, 8)]),
         ("no rows", [path(0, 8), leaf(8, 7)]),
+        ("nothing between", [path(6, 0), path(0, 7)]),
     ),
     *lines(torch.mm, ("", [path(6, 8), path(8, 7)])),
     *lines(torch.bmm, ("", [path(3, 6, 8), path(3, 8, 7)])),

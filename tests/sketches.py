@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import rad
+from rad.sketch import Compressed
 
 # Every sketch, by a name for the test report. A line here subjects a new one to the whole contract.
 SKETCHES = {
@@ -21,6 +24,28 @@ SKETCHES = {
     "rounding": rad.Rounding,
     "rounding-narrow": partial(rad.Rounding, group=16),
 }
+
+
+@dataclass(frozen=True)
+class Whole(rad.Sketch):
+    """Keeps every tensor as it is where a rule asks for a summary, so that only the rule can be wrong."""
+
+    budget: float = 1.0
+
+    serves_factors: ClassVar[bool] = True
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def compress(self, x: Tensor, generator: torch.Generator | None = None, seed: Tensor | None = None) -> Compressed:
+        return Compressed((x,), None, x.shape, x.dtype)
+
+    def _compress(self, x: Tensor, stream: Any) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _expand(self, compressed: Compressed) -> Tensor:
+        raise NotImplementedError
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -81,7 +81,7 @@ def allocate(
     Raises:
         TypeError: If ``model`` is not a module, or ``nbytes`` no size.
         ValueError: If neither or both of ``nbytes`` and ``variance`` are given, if they lie outside of what is
-            possible, or if the gradient cannot be measured.
+            possible, or if the gradient cannot be measured, as where no parameter requires one.
     """
     limit = check(model, nbytes, variance, batches, draws, passes, seed)
     if start is not None:

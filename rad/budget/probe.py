@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rad.budget.stand_in import EVERY, Probe, Probes, shares
-from rad.measure.gradient import scalar
+from rad.measure.gradient import scalar, trainable
 from rad.measure.saved import Ledger, saved_bytes, storage_id
 from rad.nn import Seeds
 from rad.nn.convert import for_a_while
@@ -92,9 +92,9 @@ def contributions(
         sketches: Those that a place is likely to get, for terms of second order; else none are counted.
 
     Raises:
-        ValueError: If the gradient is not finite, or cannot be differentiated once more.
+        ValueError: If no parameter requires a gradient, or it is not finite or cannot be differentiated once more.
     """
-    signs = Stream(seed, next(model.parameters()).device)
+    signs = Stream(seed, next(iter(trainable(model).values())).device)
     norm2 = 0.0
     variance: dict[str, float] = {}
     sampling: dict[str, dict[int, float]] = {}
@@ -112,7 +112,7 @@ def contributions(
     for _ in range(batches):
         probes = Probes(sketches, signs)
         with for_a_while(model, probes, generator=Seeds(0)), _uncollected():
-            parameters = [p for p in model.parameters() if p.requires_grad]
+            parameters = [*trainable(model).values()]
             value: list[Tensor] = []
             ledger = saved_bytes(lambda value=value: value.append(loss()) or value[0])
             held = held or _held(ledger, probes)

@@ -49,8 +49,9 @@ def attention(
 
     Kept are rounded probabilities, queries, keys and values; or, where that takes less, exact queries and keys from
     which the probabilities are computed again. With dropout, one bit for each probability tells what was dropped.
+    What is given for all examples or heads, such as learned queries, is kept once.
     """
-    if not call.sketch.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
+    if not call.serves_factors or query.dim() not in (3, 4) or not query.dim() == key.dim() == value.dim():
         return NotImplemented
     if not 0 <= dropout_p < 1 or 0 in (query.numel(), key.numel(), value.numel()):
         return NotImplemented
@@ -89,10 +90,9 @@ def _attention(
     factors = wants_q or wants_k or wants_mask
     most = _BLOCK_GPU if q.is_cuda else _BLOCK if tracing.eager() else _BLOCK_TRACED
     spans = 1 if not causal else _SPANS if tracing.eager() else _SPANS_TRACED
-    blocks = _blocks(q.shape, k.shape[-2], spans, most)
-    shapes = q.shape, k.shape, v.shape
-    groups = q.shape[1] // k.shape[1]
-    again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks)
+    blocks = _blocks(out.shape, k.shape[-2], spans, most)
+    shapes, each = (q.shape, k.shape, v.shape), (*out.shape[:2], -1, -1)
+    again = _cheaper_again(keep.sketch.fraction(q.element_size()), q, k, blocks, each[1])
     if again:
         q_, k_ = keep.exact(q), keep.exact(k)
     else:  # heads are mostly views of something wider: copied once, for what is kept and for all blocks
@@ -102,42 +102,42 @@ def _attention(
     mask_ = keep.exact(mask, again)
     added = None if mask is None or not wants_mask else (mask.shape, mask.dtype)
     if not again and whole is None:
-        scaled, hidden = q * scale, _hidden(blocks, causal, q.device)
+        scaled, hidden = (q * scale).expand(each), _hidden(blocks, causal, q.device)
     p_: list[Handle | None] = []
     dropped_: list[Handle | None] = []
     for block in blocks:
         if again:
             p_.append(None)
         elif whole is None:
-            rows = _probabilities(scaled, k, mask, hidden, groups, block)  # pyright: ignore
+            rows = _probabilities(scaled, k, mask, hidden, block)  # pyright: ignore
             p_.append(keep.factor(rows, role="probabilities"))
         else:
-            p_.append(keep.factor(block.of(whole), role="probabilities"))
-        passed = None if dropped is None else block.of(dropped)
+            p_.append(keep.factor(block.of(whole.expand(each)), role="probabilities"))
+        passed = None if dropped is None else block.of(dropped.expand(each))
         dropped_.append(None if passed is None else keep.packed(tracing.pack_positive(passed), passed.shape))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = kept.dense(q_), kept.dense(k_), kept.dense(v_), kept[mask_]
         grad = grad.contiguous()
         if again:
-            scaled, hidden = q * scale, _hidden(blocks, causal, q.device)
+            scaled, hidden = (q * scale).expand(each), _hidden(blocks, causal, q.device)
         grad_q, grad_k, grad_v = (
             grad.new_zeros(shape) if want else None
             for shape, want in zip(shapes, (wants_q, wants_k, wants_v), strict=True)
         )
         grad_mask = None if added is None else grad.new_zeros(added[0], dtype=added[1])
         for block, handle, bits in zip(blocks, p_, dropped_, strict=True):
-            item = _probabilities(scaled, k, mask, hidden, groups, block) if handle is None else kept[handle]
+            item = _probabilities(scaled, k, mask, hidden, block) if handle is None else kept[handle]
             p = item.dense() if isinstance(item, Summary) else item
             g = grad[block.examples, :, block.rows]
             if bits is not None:
                 g = g / (1 - drop)
             if grad_v is not None:
                 used = p if bits is None else tracing.masked(p, kept.packed(bits))
-                grad_v[block.examples, :, block.keys] += _summed(used.mT @ g, groups)
+                block.add(grad_v, used.mT @ g, block.keys)
             if not factors:
                 continue
-            slope = g @ _repeated(v[block.examples, :, block.keys], groups).mT
+            slope = g @ block.part(v, block.keys, each[1]).mT
             if bits is not None:
                 slope = tracing.masked(slope, kept.packed(bits))
             inner = gradient(item, p, slope)
@@ -145,12 +145,9 @@ def _attention(
                 part = _masked_part(grad_mask, block)
                 part += inner.sum_to_size(part.shape)
             if grad_q is not None:
-                grad_q[block.examples, :, block.rows] = (
-                    inner @ _repeated(k[block.examples, :, block.keys], groups)
-                ).mul_(scale)
+                block.add(grad_q, (inner @ block.part(k, block.keys, each[1])).mul_(scale), block.rows)
             if grad_k is not None:
-                part = (inner.mT @ q[block.examples, :, block.rows]).mul_(scale)
-                grad_k[block.examples, :, block.keys] += _summed(part, groups)
+                block.add(grad_k, (inner.mT @ block.part(q, block.rows, each[1])).mul_(scale), block.keys)
         return grad_q, grad_k, grad_v, grad_mask
 
     return out, backward
@@ -166,10 +163,24 @@ class _Block:
         """The block of ``[b, h, l, s]``."""
         return matrix[self.examples, :, self.rows, self.keys]
 
+    def part(self, x: Tensor, rows: slice, heads: int) -> Tensor:
+        """Rows of ``x`` ``[b or 1, heads or a part of them, ·, ·]``, once for each head."""
+        return _repeated(x[self._examples(x), :, rows], heads)
 
-def _blocks(query: torch.Size, keys: int, spans: int, most: int) -> list[_Block]:
+    def add(self, grad: Tensor, part: Tensor, rows: slice) -> None:
+        """Adds what came of ``part``, to a gradient of that shape."""
+        into = grad[self._examples(grad), :, rows]
+        if part.shape[1] != into.shape[1]:
+            part = part.unflatten(1, (into.shape[1], -1)).sum(2)
+        into += part.sum_to_size(into.shape)
+
+    def _examples(self, x: Tensor) -> slice:
+        return slice(None) if x.shape[0] == 1 else self.examples
+
+
+def _blocks(out: torch.Size, keys: int, spans: int, most: int) -> list[_Block]:
     """Blocks of at most so many probabilities; of several spans each has the keys up to its last row."""
-    b, h, queries, _ = query
+    b, h, queries, _ = out
     rows = max(1, min(-(-queries // spans), most // max(1, h * keys)))
     examples = max(1, most // max(1, h * rows * keys))
     return [
@@ -209,7 +220,7 @@ def _stock(
     if drop and q.dtype in (torch.float32, torch.float64):  # in others it does not round as these steps do
         _, p = math(q, k, v[..., :0], mask, 0.0, causal, None, **options)
         dropped = torch.dropout(p, drop, True)
-        return dropped @ _repeated(v, q.shape[1] // k.shape[1]), dropped, p
+        return dropped @ _repeated(v, max(p.shape[1], v.shape[1])), dropped, p
     out, dropped = math(q, k, v, mask, drop, causal, None, **options)
     return out, dropped if drop else None, None
 
@@ -220,11 +231,9 @@ def _hidden(blocks: Sequence[_Block], causal: bool, device: torch.device) -> Ten
     return torch.ones(rows, rows, dtype=torch.bool, device=device).triu_(1) if causal else None
 
 
-def _probabilities(
-    scaled: Tensor, k: Tensor, mask: Tensor | None, hidden: Tensor | None, groups: int, block: _Block
-) -> Tensor:
+def _probabilities(scaled: Tensor, k: Tensor, mask: Tensor | None, hidden: Tensor | None, block: _Block) -> Tensor:
     """``P`` of a block from ``q · scale``, zeros in rows that see no key."""
-    scores = scaled[block.examples, :, block.rows] @ _repeated(k[block.examples, :, block.keys], groups).mT
+    scores = scaled[block.examples, :, block.rows] @ block.part(k, block.keys, scaled.shape[1]).mT
     if hidden is not None:
         own = scores[..., block.rows.start :]
         own.masked_fill_(hidden[: own.shape[-2], : own.shape[-1]], -torch.inf)
@@ -245,20 +254,14 @@ def _masked_part(mask: Tensor, block: _Block) -> Tensor:
     return mask[examples, :, rows, keys]
 
 
-def _repeated(x: Tensor, groups: int) -> Tensor:
-    """Keys or values ``[b, h / groups, s, e]``, once for each query head."""
-    return x if groups == 1 else x.repeat_interleave(groups, 1)
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """Queries, keys or values of fewer heads, once for each."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
-def _summed(x: Tensor, groups: int) -> Tensor:
-    """Undoes ``_repeated`` for gradients."""
-    return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)
-
-
-def _cheaper_again(fraction: float, q: Tensor, k: Tensor, blocks: list[_Block]) -> bool:
+def _cheaper_again(fraction: float, q: Tensor, k: Tensor, blocks: list[_Block], heads: int) -> bool:
     """Whether exact queries and keys take less than rounded ones with rounded probabilities."""
     exact = q.numel() + k.numel()
-    heads = q.shape[1]
     probabilities = sum(
         heads * (block.examples.stop - block.examples.start) * (block.rows.stop - block.rows.start) * block.keys.stop
         for block in blocks

@@ -35,7 +35,7 @@ def _linear(keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     x_, weight_ = keep.end(x, weight), keep.factor(weight, keep.wants(x))
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = torch.atleast_2d(grad).flatten(0, -2)
         grad_weight = None if x_ is None else kept[x_].grad_weight(rows)
         grad_x = None if weight_ is None else grad @ kept.dense(weight_).to(grad.dtype)
         return grad_x, grad_weight, rows.sum(0) if wants_bias else None
@@ -43,13 +43,26 @@ def _linear(keep: Keep, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     return F.linear(keep.cast(x), weight, bias), backward
 
 
-@rule(torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__)
+@rule(torch.matmul, Tensor.matmul, Tensor.__matmul__)
 def matmul(call: Call, input: Tensor, other: Tensor) -> Tensor:
     """Product of (stacks of) matrices, as ``torch.matmul``; keeps a summary of each operand whose partner needs it."""
     if input.dim() < 2 or other.dim() < 2:
         return NotImplemented
     call.cast = autocast
     return _addmm(call, None, input, other, torch.matmul)
+
+
+@rule(torch.mm, Tensor.mm)
+def _mm(call: Call, input: Tensor, mat2: Tensor, **options: Any) -> Tensor:
+    # Of one name or another for the second matrix, and of no stacks: stock says what is wrong.
+    return NotImplemented if options or input.dim() != 2 or mat2.dim() != 2 else matmul(call, input, mat2)
+
+
+@rule(torch.bmm, Tensor.bmm)
+def _bmm(call: Call, input: Tensor, mat2: Tensor, **options: Any) -> Tensor:
+    if options or input.dim() != 3 or mat2.dim() != 3 or len(input) != len(mat2):
+        return NotImplemented
+    return matmul(call, input, mat2)
 
 
 @rule(Tensor.__rmatmul__)
@@ -85,11 +98,11 @@ def _addmm(keep: Keep, bias: Tensor | None, a: Tensor, b: Tensor, function: Any,
         grad_a = grad_b = None
         # One estimate at a time.
         if a_ is not None:
-            item, flat = kept[a_], grad.reshape(-1, grad.shape[-1])
+            item, flat = kept[a_], grad.flatten(0, -2)
             if rows and isinstance(item, Summary):
                 grad_b = item.grad_weight(flat).mT
             elif rows:
-                grad_b = item.reshape(-1, item.shape[-1]).to(grad.dtype).mT @ flat
+                grad_b = item.flatten(0, -2).to(grad.dtype).mT @ flat
             else:
                 grad_b = (kept.dense(a_).to(grad.dtype).mT @ grad).sum_to_size(shapes[2])  # pyright: ignore
             del item

@@ -36,7 +36,7 @@ def elementwise(
     Returns:
         What the function returns; ``NotImplemented`` where the sketch serves no factors.
     """
-    if not call.sketch.serves_factors or any(isinstance(v, Tensor) for v in options.values()):
+    if not call.serves_factors or any(isinstance(v, Tensor) for v in options.values()):
         return NotImplemented
     return in_place(lambda inplace: _elementwise(call, function, options, inplace, *operands), operands[0], inplace)
 
@@ -125,7 +125,7 @@ def _partner(keep: Keep, factor: Tensor, operand: Tensor, out: Tensor) -> Handle
 @rule(torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__)
 def divide(call: Call, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """``input / other``; keeps ``1 / other`` and, for its own gradient, the quotient."""
-    if rounding_mode is not None or not isinstance(other, Tensor) or not call.sketch.serves_factors:
+    if rounding_mode is not None or not isinstance(other, Tensor) or not call.serves_factors:
         return NotImplemented
     return _divide(call, input, other)
 
@@ -162,14 +162,14 @@ def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
         if weight.numel() != 1:
             return NotImplemented  # the stock function says what is wrong
         channels = 1
-    slope = weight.reshape(1, channels, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight.reshape(1)
+    slope = weight.reshape((1, channels, *(1,) * (input.dim() - 2)) if input.dim() > 1 else (1,) * input.dim())
     return where(call, input > 0, input, multiply(call, input, slope))
 
 
 @rule(F.glu)
 def gated(call: Call, input: Tensor, dim: int = -1) -> Tensor:
     """``a · sigmoid(b)`` for the halves ``a`` and ``b`` of ``input``; keeps both derivatives."""
-    return _gated(call, input, dim) if call.sketch.serves_factors else NotImplemented
+    return _gated(call, input, dim) if call.serves_factors else NotImplemented
 
 
 @operation

@@ -38,7 +38,7 @@ def fused(
     sketch: Sketch,
 ) -> bool:
     """Whether stock would take such a kernel, and what it needs kept is not far more than blocks of rows take."""
-    if q.device.type not in _FUSED_ON or q.shape[1] != k.shape[1] or tracing.traced(q):
+    if q.device.type not in _FUSED_ON or len({t.shape[:2] for t in (q, k, v)}) > 1 or tracing.traced(q):
         return False
     if mask is not None and mask.requires_grad:
         return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +17,20 @@ Pair = tuple[int, int]
 
 def pair(extent: Extent) -> Pair:
     """Height and width from one number for both, or from one or two in a sequence, as PyTorch takes them."""
-    height, width = (extent, extent) if isinstance(extent, int) else (extent[0], extent[-1])
-    return height, width
+    given = extents(extent, 2)
+    return given[0], given[-1]
 
 
 def extents(extent: Extent, dims: int) -> tuple[int, ...]:
     """One number for each of ``dims`` dimensions, from one for all, or from one or all in a sequence."""
-    given = (extent,) if isinstance(extent, int) else tuple(extent)
+    single = isinstance(extent, int) or (hasattr(extent, "__index__") and not getattr(extent, "shape", ()))
+    given = tuple(_number(e) for e in ((extent,) if single else extent))  # pyright: ignore
     return given * dims if len(given) == 1 else given
+
+
+def _number(size: Any) -> int:
+    """A size, which PyTorch takes from NumPy as well; in a graph in the making it may stand for any."""
+    return size if isinstance(size, int | torch.SymInt) else index(size)  # pyright: ignore
 
 
 def stand_in(shape: torch.Size, like: Tensor) -> Tensor:

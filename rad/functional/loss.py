@@ -40,7 +40,10 @@ def elementwise_loss(
     old = options.get("size_average") is not None or options.get("reduce") is not None
     if args or old or reduction not in ("none", "sum", "mean") or any(t.requires_grad for t in tensors):
         return NotImplemented
-    return _loss(call, input, target, function, reduction, options) if call.sketch.serves_factors else NotImplemented
+    return _loss(call, input, target, function, reduction, options) if call.serves_factors else NotImplemented
+
+
+_BY_WEIGHT = (F.mse_loss, F.l1_loss)  # whose mean is a sum divided by that of the weights, and not by their number
 
 
 @operation
@@ -48,13 +51,17 @@ def _loss(keep: Keep, x: Tensor, y: Tensor, function: Any, reduction: str, optio
     out = function(x, y, reduction=reduction, **options)
     shape, sizes = torch.broadcast_shapes(x.shape, y.shape), (x.shape, y.shape)
     wanted = [keep.wants(t) for t in (x, y)]
-    _, slopes = derivatives(lambda *ts: function(*ts, reduction="none", **options), (x, y), wanted, shape)
+    weight = options.get("weight")
+    terms = {**options, "reduction": "none"} | ({} if weight is None else {"weight": weight.expand(shape)})
+    _, slopes = derivatives(lambda *ts: function(*ts, **terms), (x.expand(shape), y), wanted, shape)
     handles = [None if slope is None else keep.factor(slope) for slope in slopes]
     share = 1 / max(shape.numel(), 1) if reduction == "mean" else 1.0
+    by_weight = weight is not None and function in _BY_WEIGHT and reduction == "mean"
+    share_ = keep.exact(weight.sum().reciprocal()) if by_weight else None  # pyright: ignore
     del slopes
 
     def backward(kept: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
-        each = (grad * share).expand(shape)
+        each = (grad * (share if share_ is None else kept[share_])).expand(shape)
         return tuple(
             None if handle is None else kept.times(handle, each).sum_to_size(size)
             for handle, size in zip(handles, sizes, strict=True)

@@ -40,7 +40,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over the last dimensions; keeps ``ĥ`` and the exact ``1/σ`` of each row."""
-    if not call.sketch.serves_factors:
+    if not call.serves_factors:
         return NotImplemented
     shape = tuple(normalized_shape)
 
@@ -55,11 +55,11 @@ def rms_norm(
     call: Call, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """Over the last dimensions, without a mean."""
-    if not call.sketch.serves_factors:
+    if not call.serves_factors:
         return NotImplemented
     shape = tuple(normalized_shape)
     dims = tuple(range(-len(shape), 0))
-    small = torch.finfo(input.dtype).eps if eps is None else eps
+    small = torch.finfo(compute_dtype(input.dtype)).eps if eps is None else eps
 
     def function(x: Tensor, weight: Tensor | None, bias: None) -> tuple[Tensor, None, Tensor]:
         return F.rms_norm(x, shape, weight, eps), None, _wide(x).square().mean(dims, keepdim=True).add_(small).rsqrt_()
@@ -82,11 +82,11 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over groups of channels of each example."""
-    if not call.sketch.serves_factors or input.dim() < 2:
+    if not call.serves_factors or input.dim() < 2:
         return NotImplemented
     n, c = input.shape[:2]
     space = math.prod(input.shape[2:])
-    if c % num_groups:
+    if c % num_groups or n * c // num_groups * space == 1:
         return NotImplemented  # the stock function says what is wrong
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +134,8 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over the positions of each channel of each example."""
-    if not call.sketch.serves_factors or not use_input_stats:
+    few = math.prod(input.shape[2:]) <= 1 or input.numel() == 0  # of which stock says what it will
+    if not call.serves_factors or not use_input_stats or few:
         return NotImplemented
     n, c = input.shape[:2]
 
@@ -175,13 +176,15 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Over examples and positions of each channel; running statistics are updated by PyTorch, once, as ever."""
-    if not call.sketch.serves_factors or input.dim() < 2:
+    if not call.serves_factors or input.dim() < 2:
         return NotImplemented
     n, c = input.shape[:2]
     fixed = not training
+    if training and input.numel() == c:
+        return NotImplemented  # a value a channel, of which stock says what it will
 
     def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if fixed or x.numel() == 0:  # or what stock says of nothing
+        if fixed:
             out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
             assert running_mean is not None
             assert running_var is not None

@@ -69,7 +69,7 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """Means over windows; only the shape of the input is kept."""
-    stride = kernel_size if stride is None or stride == [] else stride
+    stride = kernel_size if stride is None or (isinstance(stride, list | tuple) and not stride) else stride
     return _avg_pool2d(
         call, input, (pair(kernel_size), pair(stride), pair(padding), ceil_mode, count_include_pad, divisor_override)
     )
@@ -114,7 +114,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    stride = kernel_size if stride is None or stride == [] else stride
+    stride = kernel_size if stride is None or (isinstance(stride, list | tuple) and not stride) else stride
     kernel, *others = (extents(e, dims) for e in (kernel_size, stride, padding, dilation))
     # Indices that are returned are held by somebody else anyway.
     if return_indices or window_bits(kernel) > MAX_BITS:

@@ -59,7 +59,13 @@ def derivatives(
         out = function(*at)
     leaves = [t for t, want in zip(at, wanted, strict=True) if want]
     found = iter(torch.autograd.grad(out, leaves, out.new_ones(()).expand_as(out)))
-    return out.detach(), [next(found) if want else None for want in wanted]
+    slopes = [next(found) if want else None for want in wanted]
+    tensors = [t for t in operands if isinstance(t, Tensor)]
+    if len({t.dtype for t in tensors}) > 1 and not all(t.dim() for t in tensors):
+        # Without dimensions an operand leaves the precision to the others, but not once it is expanded.
+        with torch.no_grad():
+            return function(*operands), slopes
+    return out.detach(), slopes
 
 
 def in_one_pass(function: Callable[..., Tensor], **options: Any) -> Callable[[Tensor, Tensor], Tensor] | None:

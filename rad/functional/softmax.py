@@ -34,9 +34,12 @@ def _softmax(
 
 
 @rule(torch.softmax, torch.special.softmax, Tensor.softmax)
-def softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(
+    call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
+) -> Tensor:
     """``exp(x)/Σ exp(x)`` along a dimension; keeps its rounded values."""
-    if not call.sketch.serves_factors or not isinstance(dim, int):
+    dim = axis if dim is None else dim
+    if not call.serves_factors or not isinstance(dim, int):
         return NotImplemented
     return _normalized(call, input, dim, dtype)
 
@@ -82,9 +85,12 @@ def _log_softmax(
 
 
 @rule(torch.log_softmax, torch.special.log_softmax, Tensor.log_softmax)
-def log_softmax(call: Call, input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(
+    call: Call, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, axis: int | None = None
+) -> Tensor:
     """``x − log Σ exp(x)`` along a dimension; keeps the rounded probabilities."""
-    if not call.sketch.serves_factors or not isinstance(dim, int):
+    dim = axis if dim is None else dim
+    if not call.serves_factors or not isinstance(dim, int):
         return NotImplemented
     return _logarithmic(call, input, dim, dtype)
 
@@ -141,7 +147,7 @@ def cross_entropy(
     logits is ``G − p Σ_c G``.
     """
     old = size_average is not None or reduce is not None
-    if not call.sketch.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
+    if not call.serves_factors or old or target.requires_grad or (weight is not None and weight.requires_grad):
         return NotImplemented
     return _cross_entropy(call, full_precision(input), target, weight, ignore_index, reduction, label_smoothing)
 
@@ -170,8 +176,7 @@ def _cross_entropy(
             inner = _of_logarithms(grad, shape, axis, target, weight, ignore, reduction, smoothing)
             total = inner.sum(axis, keepdim=True)
             return inner - _times(kept, p_, total, shape)
-        place, _, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
-        each = each * scale
+        place, each, _ = _targets(grad, axis, target, weight, ignore, reduction)
         # In the memory of the estimate, without another tensor of that size.
         return _times(kept, p_, each.neg(), shape).scatter_add_(axis, place, each)
 
@@ -211,25 +216,27 @@ def _of_logarithms(
         soft = target.to(grad.dtype) * (1 - smoothing) + smoothing / classes
         inner = soft if gains is None else soft * gains
         return inner * _scale(grad, axis, reduction, count)
-    place, valid, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
+    place, each, scale = _targets(grad, axis, target, weight, ignore, reduction)
     inner = grad.new_zeros(shape)
     if smoothing:
-        spread = valid.to(grad.dtype) * (smoothing / classes)
+        spread = scale * (smoothing / classes)
         inner += spread if gains is None else spread * gains
-    return inner.scatter_add_(axis, place, each * (1 - smoothing)).mul_(scale)
+    return inner.scatter_add_(axis, place, each * (1 - smoothing))
 
 
 def _targets(
     grad: Tensor, axis: int, target: Tensor, weight: Tensor | None, ignore: int, reduction: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Targets, which of them count, how much, and what all of that is multiplied by; with an axis of one class."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets, the gradients of their logarithms, and these without weights of classes; with an axis of one class."""
     place = target.long().unsqueeze(axis)  # PyTorch takes bytes as well
     valid = place != ignore
     place = place.where(valid, 0)
     each = valid.to(grad.dtype)
     if weight is not None:
         each = each * weight.to(grad.dtype)[place]
-    return place, valid, each, _scale(grad, axis, reduction, each.sum() if reduction == "mean" else 1)
+    scale = _scale(grad, axis, reduction, each.sum() if reduction == "mean" else 1)
+    scale = scale.where(valid, 0)  # of what is ignored it is zero even where nothing counts
+    return place, each * scale, scale
 
 
 def _scale(grad: Tensor, axis: int, reduction: str, count: Tensor | int) -> Tensor:

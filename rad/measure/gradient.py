@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rad.nn.convert import check_module
 
-__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients", "hessian_product", "scalar"]
+__all__ = ["GradientNoise", "Moments", "gradient_noise", "gradients", "hessian_product", "scalar", "trainable"]
 
 Gradient = Mapping[str, Tensor]
 
@@ -81,6 +81,21 @@ class GradientNoise:
         return "\n".join(lines)
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that require a gradient, by name.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError(
+            "no parameter of the model requires a gradient, so there is none to measure; call requires_grad_() on "
+            "those to train, or give the module that holds them"
+        )
+    return found
+
+
 def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     """One gradient of a model, by parameter; ``.grad`` fields stay as they are.
 
@@ -93,10 +108,10 @@ def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``loss`` returns anything but a scalar that requires a gradient.
+        ValueError: If ``loss`` returns anything but a scalar that requires a gradient, or no parameter requires one.
     """
     check_module(model)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = trainable(model)
     grads = torch.autograd.grad(scalar(loss()), list(parameters.values()), allow_unused=True)
     pairs = zip(parameters.items(), grads, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
@@ -116,10 +131,11 @@ def hessian_product(model: nn.Module, loss: Callable[[], Tensor], vector: Gradie
     Raises:
         RuntimeError: If some operation of the model has no second derivative.
         TypeError: If ``model`` is not a module.
-        ValueError: If ``loss`` returns anything but a scalar that requires a gradient, or ``vector`` is none of its.
+        ValueError: If ``loss`` returns anything but a scalar that requires a gradient, no parameter requires one, or
+            ``vector`` is none of its.
     """
     check_module(model)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = trainable(model)
     entries = dict(vector) if isinstance(vector, Mapping) else {}
     strange = [name for name, p in parameters.items() if getattr(entries.get(name), "shape", None) != p.shape]
     if strange:

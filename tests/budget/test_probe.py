@@ -254,6 +254,13 @@ def test_a_gradient_that_is_not_finite():
         contributions(model, lambda: model(x).sum(), 1, 1, 0)
 
 
+@pytest.mark.parametrize("model", [nn.GELU(), nn.Linear(4, 4).requires_grad_(False)], ids=["none", "frozen"])
+def test_no_parameter_that_requires_a_gradient(model):
+    x = torch.ones(2, 4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no parameter of the model requires a gradient.*requires_grad_\(\)"):
+        rad.allocate(model, lambda: model(x).sum(), variance=0.1)
+
+
 def test_what_cannot_be_differentiated_twice_is_told():
     class Once(torch.autograd.Function):
         @staticmethod

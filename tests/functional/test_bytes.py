@@ -273,6 +273,17 @@ def test_bytes(name):
     assert found == [kept.nbytes, *kept.alone]
 
 
+def test_what_is_exact_takes_no_more_than_by_stock():
+    """An operation without a summary is PyTorch's own, which shares what it keeps with its neighbours."""
+    x = normal(128, 64)
+    found = {}
+    for sketch in (rad.Exact(), rad.Rounding(1.0)):
+        layers = [nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Sigmoid(), nn.LayerNorm(64), nn.Linear(64, 64)]
+        model = rad.convert(nn.Sequential(*layers), sketch)
+        found[sketch] = held(lambda model=model: model(x))
+    assert len({*found.values()}) == 1, found
+
+
 # How many summaries of all elements there are among what is kept.
 SUMMARIES = {
     **dict.fromkeys("gelu glu linear conv2d layer_norm batch_norm softmax log_softmax cross_entropy".split(), 1),

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sketches import assert_unbiased, normal
+from sketches import Whole, assert_unbiased, normal
 from torch import Tensor, nn
 
 import rad
 
-FEW, WHOLE = rad.Rounding(bits=3), rad.Rounding(1.0)
+FEW, WHOLE = rad.Rounding(bits=3), Whole()
 
 
 class Written(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,6 +218,61 @@ def test_a_wrong_call_raises_what_stock_raises():
         assert str(ours.value).splitlines()[0] == str(stock.value).splitlines()[0]
 
 
+OTHERWISE = {
+    "mm": lambda x: torch.mm(x, mat2=x.T * 1),
+    "mm of a method": lambda x: x.mm(mat2=x.T * 1),
+    "bmm": lambda x: torch.bmm(x[None], mat2=x.T[None] * 1),
+    "softmax": lambda x: torch.softmax(x, axis=0),
+    "softmax of a method": lambda x: x.softmax(axis=0, dtype=torch.float64),
+    "log_softmax": lambda x: torch.log_softmax(x, axis=0),
+    "log_softmax of a method": lambda x: x.log_softmax(axis=0),
+    "stride": lambda x: F.conv2d(x[None, None], x[None, None, :3, :3], stride=np.int64(2)),
+    "strides": lambda x: F.conv2d(x[None, None], x[None, None, :3, :3], stride=(np.int64(2), 1), padding=np.int64(1)),
+    "stride of a sequence": lambda x: F.conv1d(x[None], x[None, :, :3], stride=np.int32(2)),
+    "stride of a tensor": lambda x: F.conv2d(x[None, None], x[None, None, :3, :3], stride=torch.tensor(2)),
+    "maxima": lambda x: F.max_pool2d(x[None], np.int64(2)),
+    "maxima of sequences": lambda x: F.max_pool1d(x, np.int64(3), np.int64(2)),
+    "maxima of pairs": lambda x: F.max_pool2d(x[None], (np.int64(2), np.int64(3)), ()),
+    "means": lambda x: F.avg_pool2d(x[None], np.int64(2), np.int64(1)),
+    "means of pairs": lambda x: F.avg_pool2d(x[None], (np.int64(2), 3), []),
+    "slope of a single number": lambda x: F.prelu(x[0, 0], x[0, :1]),
+    "no outputs": lambda x: F.linear(x, x[:0]),
+    "group_norm of one": lambda x: F.group_norm(x[:1], 80),
+    "batch_norm of one": lambda x: F.batch_norm(x[:1], None, None, training=True),
+    "batch_norm of one, unchecked": lambda x: torch.batch_norm(x[:1], *[None] * 4, True, 0.1, 1e-5, False),
+    "batch_norm of one channel": lambda x: F.batch_norm(x[:, :1], None, None, training=True),
+    "batch_norm of none": lambda x: F.batch_norm(x[:0], None, None, training=True),
+    "batch_norm of none, by statistics": lambda x: F.batch_norm(x[:0], torch.zeros(80), torch.ones(80)),
+    "instance_norm of one": lambda x: F.instance_norm(x[..., None]),
+    "instance_norm of one, unchecked": lambda x: torch.instance_norm(x[..., None], *[None] * 4, True, 0.1, 1e-5, False),
+    "instance_norm of none": lambda x: F.instance_norm(x[:0, :, None].expand(-1, -1, 9)),
+    "both names": lambda x: torch.softmax(x, 0, axis=0),
+    "neither name": lambda x: torch.log_softmax(x),
+    "mm of stacks": lambda x: torch.mm(x[None], x.T),
+    "bmm of one and many": lambda x: torch.bmm(x[None], x.T.expand(2, -1, -1)),
+}
+
+
+@pytest.mark.parametrize("function", OTHERWISE.values(), ids=OTHERWISE)
+def test_calls_that_are_rare_give_what_they_give_by_stock(function):
+    """Arguments by other names or of other types, nothing at all, and a single value to be normalized."""
+    x = normal(64, 80).requires_grad_()
+    results = []
+    for run in (function, by_rules(function, rad.Rounding(bits=16))):
+        try:
+            out = run(x * 1)
+            results.append((out, *torch.autograd.grad(out, x, normal(*out.shape, seed=1, dtype=out.dtype))))
+        except (ValueError, TypeError, RuntimeError) as error:
+            results.append((type(error), str(error).splitlines()[0]))
+    stock, ours = results
+    if not isinstance(stock[0], Tensor):
+        assert ours == stock
+        return
+    assert ours[0].dtype == stock[0].dtype
+    assert torch.equal(ours[0], stock[0])
+    torch.testing.assert_close(ours[1], stock[1], rtol=0, atol=2e-3 * float(stock[1].abs().max()))
+
+
 AUTOCAST = "F.linear; matmul; F.conv2d; F.layer_norm; F.scaled_dot_product_attention; functional.einsum; F.bilinear"
 
 
@@ -251,6 +307,17 @@ def test_low_precision_statistics():
             out = call()
         grads.append(torch.autograd.grad(out, x, normal(64, 40).bfloat16())[0].float())
     torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-3 * float(grads[1].abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_the_epsilon_of_small_rows(dtype):
+    """If none is given it is that of the precision in which the statistics are formed."""
+    x = normal(64, 40).mul(1e-3).to(dtype).requires_grad_()
+    out = F.rms_norm(x, (40,))
+    upstream = normal(*out.shape, seed=1).to(dtype)
+    (exact,) = torch.autograd.grad(out, x, upstream)
+    (ours,) = torch.autograd.grad(by_rules(F.rms_norm, rad.Rounding(bits=16))(x * 1, (40,)), x, upstream)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=2e-2 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("function", [F.linear, torch.matmul], ids=lambda f: f.__name__)

@@ -135,9 +135,27 @@ def test_mistakes_are_those_of_stock():
         assert str(ours.value).splitlines()[0] == str(stock.value).splitlines()[0]
 
 
-def test_not_a_number_if_all_are_ignored():
-    loss = by_rules(F.cross_entropy)(normal(N, C).requires_grad_() * 1, torch.full((N,), -100))
-    assert loss.isnan()
+NOTHING: dict[str, Loss] = {
+    "all ignored": lambda x, y: F.cross_entropy(x, y * 0 - 100),
+    "all ignored, smoothed": lambda x, y: F.cross_entropy(x, y * 0 - 100, label_smoothing=0.1),
+    "all ignored, weights": lambda x, y: F.cross_entropy(x, y * 0 - 100, x.detach()[0].exp()),
+    "all ignored, logarithms": lambda x, y: F.nll_loss(F.log_softmax(x, -1), y * 0 - 100),
+    "some ignored, no weight": lambda x, y: F.cross_entropy(x, y.where(y > 15, -100), torch.zeros(C)),
+    "some ignored, no weight, smoothed": lambda x, y: F.cross_entropy(
+        x, y.where(y > 15, -100), torch.zeros(C), label_smoothing=0.1
+    ),
+    "no weight, logarithms": lambda x, y: F.nll_loss(x, y.where(y > 15, -100), torch.zeros(C)),
+}
+
+
+@pytest.mark.parametrize("loss", NOTHING.values(), ids=NOTHING)
+def test_a_mean_of_nothing(loss):
+    """The loss is not a number, but what is ignored has a gradient of zero all the same."""
+    x = normal(N, C)
+    stock, ours = results(loss, x), results(by_rules(loss), x)
+    assert stock[0].isnan()
+    assert torch.equal(stock[1].nan_to_num(1), ours[1].nan_to_num(1))
+    assert ours[0].isnan()
 
 
 def test_bytes_are_those_of_a_single_block_but_for_seeds(monkeypatch):

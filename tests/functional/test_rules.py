@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from calls import Case, by_rules, quiet
 from cases import CASES, aliases, uncovered
 from cases_products import CASES as PRODUCTS
-from sketches import normal
+from sketches import Whole, normal
 from torch import Tensor
 
 import rad
@@ -24,7 +24,7 @@ from rad.sketch import tracing
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 every_name = pytest.mark.parametrize("case", CASES + aliases(), ids=[case.name for case in CASES + aliases()])
 pytestmark = quiet
-WHOLE = rad.Rounding(1.0)  # the rules' own gradients of what is kept as it is
+WHOLE = Whole()  # the rules' own gradients of what is kept as it is
 FEW = rad.Rounding(bits=3)
 
 
@@ -112,6 +112,15 @@ def test_a_tensor_by_keyword_is_one_as_any_other():
     }
     found = {name: saved_bytes(lambda call=call: by_rules(call)()).total for name, call in calls.items()}
     assert len({*found.values()}) == 1, found
+
+
+@pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax, torch.mm])
+def test_an_argument_by_another_name_is_one_as_any_other(function):
+    x = normal(64, 64).requires_grad_()
+    second, name = (normal(64, 64, seed=1).requires_grad_(), "mat2") if function is torch.mm else (0, "axis")
+    found = [saved_bytes(lambda: by_rules(function)(x * 1, second)).total]
+    found.append(saved_bytes(lambda: by_rules(function)(x * 1, **{name: second})).total)
+    assert found[0] == found[1] < x.nbytes + (x.nbytes if function is torch.mm else 0)
 
 
 @pytest.mark.parametrize("function", [F.mse_loss, F.huber_loss, F.binary_cross_entropy_with_logits])

@@ -358,3 +358,11 @@ def test_what_a_step_loses_by_noise_is_half_the_squared_rate_times_the_weighted_
     error = math.hypot(lost.std().item() / 2000**0.5, rate**2 / 2 * noise.curved_error)
     assert abs(lost.mean().item() - rate**2 / 2 * noise.curved) < 3 * error
     assert error < 0.1 * lost.mean()
+
+
+@pytest.mark.parametrize("model", [nn.GELU(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "frozen"])
+def test_no_parameter_that_requires_a_gradient(model):
+    x = torch.ones(1, 2, requires_grad=True)
+    for call in (gradients, lambda *args: hessian_product(*args, {})):
+        with pytest.raises(ValueError, match=r"no parameter of the model requires a gradient.*requires_grad_\(\)"):
+            call(model, lambda: model(x).sum())
