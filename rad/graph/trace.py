@@ -112,9 +112,9 @@ class Traced(Node):
         return run(name, func, tuple(_tensor(a) if isinstance(a, arrays) else a for a in args), kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        name = _OF_ARRAYS.get(func.__name__, func.__name__)
+        name = _OF_ARRAYS.get(own := str(func.__name__), own)
         if (stock := getattr(torch, name, None)) is None:
-            raise unsupported(f"numpy.{func.__name__}")
+            raise unsupported(f"numpy.{own}")
         return run(name, stock, tuple(_tensor(a) if isinstance(a, np.ndarray) else a for a in args), kwargs)
 
     def _leave(self, *_: Any) -> Any:
