@@ -82,7 +82,7 @@ def test_a_sweep_killed_midway_goes_on_and_finished_runs_are_skipped(tmp_path, d
     sweep.kill()
     assert kill_jobs(runs) > 0
     sweep.communicate()
-    assert not all(lines[-1]["iteration"] == 1500 for lines in records(runs).values())
+    assert not all(lines and lines[-1]["iteration"] == 1500 for lines in records(runs).values())
 
     again = launch(runs, digits, "iterations=1500")
     undisturbed(whole, "iterations=1500")
