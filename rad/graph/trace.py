@@ -109,13 +109,13 @@ class Traced(Node):
             raise unsupported(f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}"))
         # PyTorch's take numbers in most places, but not as one of two to choose from.
         arrays = (np.ndarray, np.generic, float, int) if name in ("maximum", "minimum") else (np.ndarray, np.generic)
-        return run(name, func, tuple(_tensor(a) if isinstance(a, arrays) else a for a in args), kwargs)
+        return run(name, func, _constants(args, arrays), kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         name = _OF_ARRAYS.get(own := str(func.__name__), own)
         if (stock := getattr(torch, name, None)) is None:
             raise unsupported(f"numpy.{own}")
-        return run(name, stock, tuple(_tensor(a) if isinstance(a, np.ndarray) else a for a in args), kwargs)
+        return run(name, stock, _constants(args, np.ndarray), kwargs)
 
     def _leave(self, *_: Any) -> Any:
         raise TypeError(
@@ -126,13 +126,17 @@ class Traced(Node):
     __float__ = __int__ = __index__ = __complex__ = __array__ = __bool__ = _leave
 
 
-def _tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+def _constants(args: tuple[Any, ...], kinds: Any) -> tuple[Any, ...]:
+    """Arguments with tensors in place of those of some kinds."""
+    return tuple(
+        torch.as_tensor(a, dtype=torch.float64 if isinstance(a, float) else None) if isinstance(a, kinds) else a
+        for a in args
+    )
 
 
 def _operator(name: str, func: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
     def method(self: Traced, *others: Any) -> Any:
-        others = tuple(torch.as_tensor(o) if isinstance(o, np.ndarray) else o for o in others)
+        others = _constants(others, np.ndarray)
         return run(name, func, (*others, self) if swapped else (self, *others), {})
 
     return method
