@@ -12,8 +12,8 @@ from experiments.labels import look
 from experiments.reproduction.evidence import Evidence, Finding
 from experiments.reproduction.headline import Ratio, final_losses, ratio_of_means, reached
 from experiments.show.verdicts import Interval, Rule
-from experiments.studies.gradient_noise import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.graph_depth import exponents
+from experiments.studies.noise_report import PAPER, at_equal_bytes, draw_counts, ratio
 from experiments.studies.reactor.results import SHARE, loss_ratio, one_percent
 from experiments.studies.step_noise import around, ratios
 

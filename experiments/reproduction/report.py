@@ -114,6 +114,7 @@ def write_report(plan: Plan, failures: Sequence[Failure], out: Path, command: st
         ("reactor", "Control of a reactor", _reactor),
         ("graph_depth", "Variance against depth", _depth),
         ("gradient_noise", "Variance against bytes", _noise),
+        ("source_noise", "Variance against bytes: small transformer", _other_noise),
     ):
         sweeps = [s for s in plan.sweeps if s.experiment == experiment]
         if sweeps:
@@ -273,6 +274,10 @@ def _depth(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
 def _noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
     _, folder = _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))
     evidence.noise, evidence.steps = pd.read_csv(folder / "noise.csv"), pd.read_csv(folder / "steps.csv")
+
+
+def _other_noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
+    _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))  # the paper makes no claim of this net
 
 
 def _table1(report: _Report, evidence: Evidence, plan: Plan) -> None:

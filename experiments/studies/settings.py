@@ -95,6 +95,7 @@ class NoiseSettings(Settings):
     estimators: Annotated[dict[str, _Method], AfterValidator(_measures_batches)]
     budgets: Annotated[list[Budget], AfterValidator(_compares)]
     steps: Annotated[list[Natural], Field(min_length=1)]
+    reference: str = "rad.Project"  # as for a training
 
 
 class _DeepNet(Strict):

@@ -22,6 +22,7 @@ from experiments.runs.resources import generator
 from experiments.runs.study import Record
 from experiments.show.figures import style
 from experiments.show.tables import markdown
+from experiments.studies.noise_report import short_name
 from rad.measure import gradient_noise, gradients, hessian_product
 from rad.nn import Seeds
 
@@ -207,12 +208,12 @@ def step_report(frame: pd.DataFrame) -> list[str]:
         for measure, label in MEASURES.items():
             cells = {"net": net, "after": f"{steps:,} steps", "": label}
             for row in part.to_dict("records"):
-                cells[_name(row["estimator"])] = around(row[measure], 1.96 * row[f"{measure}_error"])
+                cells[short_name(row["estimator"])] = around(row[measure], 1.96 * row[f"{measure}_error"])
             values.append(cells)
     for measure, label in MEASURES.items():
         for (net, steps), part in ratios(frame, measure).groupby(["net", "steps"], sort=False):
             cells = {"": label, "net": net, "after": f"{steps:,} steps"}
-            cells |= {_name(row.estimator): around(row.value, row.half) for row in part.itertuples()}
+            cells |= {short_name(row.estimator): around(row.value, row.half) for row in part.itertuples()}
             quotients.append(cells)
     setting = "; ".join(
         f"{net}: batch {row.full_batch}, smaller {small}, {row.examples:,} examples, η {row.rate:g}, {row.draws} draws "
@@ -272,7 +273,3 @@ def around(value: float, half: float) -> str:
         return "–"
     size = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{size} ± {half:.1g}" if half < 9.5 else f"{size} ± {half:,.0f}"
-
-
-def _name(estimator: str) -> str:
-    return "full batch" if estimator == "full_batch" else look(estimator).label.removeprefix("RAD, ")

@@ -61,8 +61,8 @@ PIXELS = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
 }
 
-# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise and
-# graph_depth are ours.
+# At the paper's own size; fashion_mlp, adding_irnn, cifar_resnet, source_gpt, source_lstm, gradient_noise,
+# source_noise and graph_depth are ours.
 TRAINED = {"batch_size": 150, "bootstrap": True, "budget": 0.1, "evaluate.train_examples": None}
 SOURCES = {
     **{"batch_size": 32, "bootstrap": False, "reference": "rad.Rounding", "iterations": 20_000, "optimizer": "Adam"},
@@ -114,6 +114,12 @@ PAPER = {
         **{"iterations": 2000, "nets.mlp.batch_size": 150, "nets.cnn.batch_size": 150, "nets.irnn.batch_size": 150},
         **{"nets.mlp.draws": 200, "nets.irnn.data.length": 784, "budgets": [0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1]},
         **{f"nets.{net}.lr": 1e-3 for net in ("mlp", "cnn", "irnn")},
+    },
+    "source_noise": {
+        **{"iterations": 20_000, "reference": "rad.Rounding", "steps": [0, 1000, 20_000]},
+        **{"budgets": [0.07, 0.1, 0.13, 0.2, 0.5, 1], "nets.gpt.batch_size": 32, "nets.gpt.lr": 1e-3},
+        **{"nets.gpt.draws": 100, "nets.gpt.model.width": 384, "nets.gpt.model.layers": 6},
+        **{"nets.gpt.data.length": 256, "nets.gpt.data.train": None},
     },
     "graph_depth": {
         **{"iterations": 4000, "width": 16, "edges": 8, "depths": [1, 2, 3, 4, 5, 6, 8], "draws": 20_000},

@@ -13,7 +13,7 @@ from experiments.reproduction import claims
 from experiments.reproduction.claims import findings
 from experiments.reproduction.evidence import Evidence, Finding
 from experiments.show.verdicts import FAILS, HOLDS, IN_PART, UNDECIDED, UNKNOWN
-from experiments.studies.gradient_noise import at_equal_bytes
+from experiments.studies.noise_report import at_equal_bytes
 
 NETS = {"mnist_mlp": "MLP", "cifar_cnn": "CNN", "smnist_irnn": "IRNN"}
 PAPER = ("rad_same", "rad_diff", "rad_proj")

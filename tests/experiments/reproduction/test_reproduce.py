@@ -286,7 +286,8 @@ def test_every_part_of_the_plan_can_be_composed_without_files(tmp_path, monkeypa
     monkeypatch.setattr(planning, "_missing", lambda name: "not there")
     made = make_plan(ROOT / "experiments" / "reproduction" / "plan.yaml", scale, tmp_path)
     left_out = {"cifar_cnn", "fashion_mlp", "cifar_resnet"} if scale != "smoke" else set()
-    assert {s.experiment for s in made.sweeps} == {*made.targets, "graph_depth", "gradient_noise"} - left_out
+    without_targets = {"graph_depth", "gradient_noise", "source_noise"}
+    assert {s.experiment for s in made.sweeps} == {*made.targets, *without_targets} - left_out
     for sweep in made.sweeps:
         for planned in sweep.runs:
             config = resolved(composed([o for o in planned.command[1:]]))

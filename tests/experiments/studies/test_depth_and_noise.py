@@ -16,8 +16,8 @@ from experiments.errors import UserError
 from experiments.runs.study import validate
 from experiments.show.tables import markdown
 from experiments.studies.families import independent, interleaved
-from experiments.studies.gradient_noise import _added, _best
 from experiments.studies.graph_depth import _rate, growth
+from experiments.studies.noise_report import PAPER, _best, added, at_equal_bytes, shares
 from rad.graph import sample_paths
 from rad.measure import gradient_noise
 
@@ -73,18 +73,36 @@ def frame():
 
 
 def test_added_variance_is_beyond_that_of_the_full_batch():
-    added = _added(frame()).set_index(["estimator", "budget"])
-    assert ("small_batch", 1.0) not in added.index
-    assert added.loc[("small_batch", 0.1), "added"] == pytest.approx((60 - 10) / 10)
-    assert added.loc[("rad_same", 0.1), "added"] == pytest.approx(30 / 10)
-    assert added.loc[("small_batch", 0.1), "added_error"] == pytest.approx(2**0.5 / 10)
-    assert set(added.index[added["front"]]) == {("rad_round", 0.1), ("rad_round", 0.05), ("rad_diff", 0.05)}
+    table = added(frame()).set_index(["estimator", "budget"])
+    assert ("small_batch", 1.0) not in table.index
+    assert table.loc[("small_batch", 0.1), "added"] == pytest.approx((60 - 10) / 10)
+    assert table.loc[("rad_same", 0.1), "added"] == pytest.approx(30 / 10)
+    assert table.loc[("small_batch", 0.1), "added_error"] == pytest.approx(2**0.5 / 10)
+    assert set(table.index[table["front"]]) == {("rad_round", 0.1), ("rad_round", 0.05), ("rad_diff", 0.05)}
 
 
 def test_the_best_within_the_bytes():
-    added = _added(frame())
-    assert _best(added, 70)["estimator"] == "rad_round"
-    assert _best(added, 55)["estimator"] == "rad_diff"
+    table = added(frame())
+    assert _best(table, 70)["estimator"] == "rad_round"
+    assert _best(table, 55)["estimator"] == "rad_diff"
+
+
+def test_without_the_papers_estimators_none_is_compared_with_theirs():
+    table = added(frame())
+    assert [best["estimator"] for _, _, best, _ in at_equal_bytes(table)] == ["rad_same"]
+    assert not list(at_equal_bytes(table[~table["estimator"].isin(PAPER)]))
+
+
+def test_shares_of_variance_by_module():
+    made = frame().assign(phase="trained")
+    layers = {0: {"a": 1.0, "b.x": 2.0, "b.y": 1.0}, 1: {"a": 5.0, "b.x": 0.0}, 3: {"a": 3.0, "b.y": 1.0}}
+    made["layers"] = [layers.get(row, {"other": 1.0}) for row in made.index]
+    found = shares(made).set_index(["estimator", "module"])["share"]
+    assert found["full_batch"].to_dict() == {"a": 0.25, "b": 0.75}
+    assert found["small_batch"].to_dict() == {"a": 1.0, "b": 0.0}
+    assert found["rad_round"].to_dict() == {"a": 0.75, "b": 0.25}
+    assert set(found.index.get_level_values("estimator")) == {"full_batch", "small_batch", "rad_same", "rad_round"}
+    assert shares(made.assign(phase="initial")).empty
 
 
 def test_markdown_escapes_bars():
@@ -130,3 +148,16 @@ def test_noise_from_config_to_table(command):
     rounded = records[records["estimator"] == "rad_round"]
     assert (rounded["saved_bytes"] < 0.2 * rounded["exact_saved_bytes"]).all()
     assert (table.parent / "noise.png").exists()
+
+
+@pytest.mark.slow
+def test_noise_of_a_transformer_from_config_to_table(command):
+    (table,) = command("experiment=source_noise", "scale=smoke", "budgets=[0.1,1]").rglob("table.md")
+    text = table.read_text()
+    assert "the paper's best" not in text
+    assert "| net | estimator | 0 | 1 | 2 | 3 | 4 |" in text
+    assert "| tr HΣ | gpt | 1 steps |" in text
+    records = pd.read_csv(table.parent / "noise.csv").set_index(["phase", "estimator"])
+    batch, rounded = (records.loc[("trained", name)] for name in ("small_batch", "rad_round"))
+    assert 0.7 * rounded["saved_bytes"] < batch["saved_bytes"] <= rounded["saved_bytes"]
+    assert rounded["saved_bytes"] < 0.15 * rounded["exact_saved_bytes"]
