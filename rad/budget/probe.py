@@ -94,7 +94,8 @@ def contributions(
     Raises:
         ValueError: If no parameter requires a gradient, or it is not finite or cannot be differentiated once more.
     """
-    signs = Stream(seed, next(iter(trainable(model).values())).device)
+    parameters = [*trainable(model).values()]
+    signs = Stream(seed, parameters[0].device)
     norm2 = 0.0
     variance: dict[str, float] = {}
     sampling: dict[str, dict[int, float]] = {}
@@ -112,7 +113,6 @@ def contributions(
     for _ in range(batches):
         probes = Probes(sketches, signs)
         with for_a_while(model, probes, generator=Seeds(0)), _uncollected():
-            parameters = [*trainable(model).values()]
             value: list[Tensor] = []
             ledger = saved_bytes(lambda value=value: value.append(loss()) or value[0])
             held = held or _held(ledger, probes)

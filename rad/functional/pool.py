@@ -69,10 +69,13 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """Means over windows; only the shape of the input is kept."""
-    stride = kernel_size if stride is None or (isinstance(stride, list | tuple) and not stride) else stride
-    return _avg_pool2d(
-        call, input, (pair(kernel_size), pair(stride), pair(padding), ceil_mode, count_include_pad, divisor_override)
-    )
+    window, steps = pair(kernel_size), pair(_stride(stride, kernel_size))
+    return _avg_pool2d(call, input, (window, steps, pair(padding), ceil_mode, count_include_pad, divisor_override))
+
+
+def _stride(stride: Extent | None, kernel_size: Extent) -> Extent:
+    """From one window to the next: its size where there is none, which an empty list says as well."""
+    return kernel_size if stride is None or (isinstance(stride, Sequence) and not stride) else stride
 
 
 @operation
@@ -114,8 +117,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    stride = kernel_size if stride is None or (isinstance(stride, list | tuple) and not stride) else stride
-    kernel, *others = (extents(e, dims) for e in (kernel_size, stride, padding, dilation))
+    kernel, *others = (extents(e, dims) for e in (kernel_size, _stride(stride, kernel_size), padding, dilation))
     # Indices that are returned are held by somebody else anyway.
     if return_indices or window_bits(kernel) > MAX_BITS:
         return NotImplemented
