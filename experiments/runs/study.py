@@ -20,7 +20,7 @@ from experiments.runs.configs import resolved
 from experiments.runs.directory import RunDir, digest
 from experiments.runs.naming import experiment_name
 from experiments.runs.parts import make
-from experiments.runs.resources import memory, undisturbed
+from experiments.runs.resources import memory, undisturbed, without_subnormals
 from experiments.runs.settings import Settings, check_settings
 from experiments.runs.tracking import Tracker
 
@@ -118,7 +118,7 @@ def study(config: DictConfig, settings: Record, run: RunDir) -> None:
         UserError: For anything the user can mend.
     """
     kind = validate(config, settings)
-    with distributed.group():
+    with without_subnormals(), distributed.group():
         if distributed.leads():
             _lead(run, kind, config, settings)
         elif distributed.agree(None):

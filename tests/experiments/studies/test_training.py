@@ -20,6 +20,7 @@ from experiments.runs.directory import RunDir
 from experiments.runs.parts import make
 from experiments.runs.resources import generator
 from experiments.runs.study import build
+from experiments.studies.trainer import Trainer
 
 METHODS = GROUPS["method"]
 SMALL = ["data=cifar10", "model.widths=[3072,12,10]"]
@@ -250,3 +251,15 @@ def test_text_is_scored_by_the_character(config):
     assert loss == pytest.approx(bits, rel=1e-5)
     assert accuracy == pytest.approx((logits.argmax(-1) == y).double().mean().item())
     assert bits == pytest.approx(7, abs=0.2)  # of 128 symbols, before training
+
+
+def test_steps_take_subnormal_numbers_for_zero_and_the_process_does_not_afterwards(cli, monkeypatch):
+    def subnormal() -> bool:
+        return bool(torch.full((1,), 1e-30) * 1e-10 > 0)
+
+    seen, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, x, y: seen.append(subnormal()) or step(self, x, y))
+    assert subnormal()
+    cli("method=exact", "iterations=2")
+    assert seen == [False, False]
+    assert subnormal()
