@@ -51,8 +51,8 @@ def undisturbed() -> Iterator[None]:
 def without_subnormals() -> Iterator[None]:
     """Takes numbers below the least normal one, 1e-38 in single precision, for zero meanwhile, on CPUs that can.
 
-    Weight decay takes the weights of dead units there, and by and by a convolution a hundred times as long. Threads that
-    were started before are left as they are.
+    Weight decay takes the weights of dead units there, with which a convolution takes up to a hundred times as long.
+    Threads that were started before are left as they are.
     """
     torch.set_flush_denormal(True)
     try:
