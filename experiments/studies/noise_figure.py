@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,13 +28,13 @@ def noise_figure(frame: pd.DataFrame) -> Figure:
         for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
             axes = panels[phases.index(phase), nets.index(net)]
             _panel(axes, part)
-            axes.set_title(f"{net}, {part['data'].iloc[0]}, {phase}")
+            axes.set_title(fill(f"{net}, {part['data'].iloc[0]}, {phase}", 36))
         for axes in panels[-1]:
             axes.set_xlabel("bytes held for backward ÷ exact")
         for axes in panels[:, 0]:
             axes.set_ylabel("added variance ÷ full batch's")
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 1 + len(nets)))
     return figure
 
 

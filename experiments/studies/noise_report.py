@@ -167,7 +167,12 @@ def shares(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shares(records: pd.DataFrame) -> list[str]:
-    lines = [f"## Where it lies: per cent of the variance by module of the trained net, budget {COMPARED:g}", ""]
+    lines = [
+        f"## Where it lies: per cent of the variance by module of the trained net, budget {COMPARED:g}",
+        "",
+        "Of batches all of their variance, of sketches what they add; modules by their names in the net.",
+        "",
+    ]
     for net, part in shares(records).groupby("net", sort=False):
         rows = [
             {"net": net, "estimator": short_name(str(name))}

@@ -263,7 +263,7 @@ def step_figure(frame: pd.DataFrame) -> Figure:
         for axes in panels[-1]:
             axes.set_xlabel("steps of training")
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, 1 + len(nets)))
     return figure
 
 
