@@ -26,9 +26,9 @@ def added(frame: pd.DataFrame) -> pd.DataFrame:
         full = part[(part["estimator"] == "small_batch") & (part["budget"] == 1)].iloc[0]
         part = part.assign(bytes_ratio=part["saved_bytes"] / part["exact_saved_bytes"], full_batch=full["batch_size"])
         small = part["estimator"] == "small_batch"
-        added = part["variance"] - np.where(small, full["variance"], 0)
+        beyond = part["variance"] - np.where(small, full["variance"], 0)
         error = np.hypot(part["variance_error"], np.where(small, full["variance_error"], 0))
-        part = part.assign(added=added / full["variance"], added_error=error / full["variance"])
+        part = part.assign(added=beyond / full["variance"], added_error=error / full["variance"])
         part = part[part["budget"] < 1]
         beaten = [
             ((part["saved_bytes"] <= row.saved_bytes) & (part["added"] < row.added)).any() for row in part.itertuples()
