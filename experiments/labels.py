@@ -26,6 +26,11 @@ class Look:
     dash: str | tuple = "-"
     width: float = 1.5
 
+    @property
+    def short(self) -> str:
+        """Its name where all are ours or the paper's."""
+        return self.label.removeprefix("RAD, ")
+
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 METHODS = {

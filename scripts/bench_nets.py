@@ -99,7 +99,7 @@ def look_of(method: str) -> Look:
         return replace(its, label=f"rounding, {number} bits" if number else "rounding")
     if name == "compile":
         return replace(its, label=f"compiled, budget {number}" if number else "compiled")
-    return replace(its, label=its.label.removeprefix("RAD, "))
+    return replace(its, label=its.short)
 
 
 class Bench:

@@ -66,7 +66,7 @@ def _ratios(table: pd.DataFrame, baseline: str, methods: Iterable[str], measure:
 
 
 def _said(ratios: dict[str, Ratio]) -> str:
-    return "; ".join(f"{look(m).label.removeprefix('RAD, ')} {r}" for m, r in ratios.items())
+    return "; ".join(f"{look(m).short} {r}" for m, r in ratios.items())
 
 
 def _seeds(ratios: Iterable[Ratio]) -> str:
@@ -84,7 +84,7 @@ def _training(evidence: Evidence, claim: Finding, baseline: str, methods: Iterab
     found = [r for ratios in by_target.values() for r in ratios.values()]
     if not any(r.n for r in found):
         return claim
-    against = look(baseline).label.removeprefix("RAD, ")
+    against = look(baseline).short
     said = "; ".join(f"iterations to {target:g} ÷ {against}: {_said(ratios)}" for target, ratios in by_target.items())
     return claim.judged(said, _seeds(found), _met(claim.rule, found))
 
@@ -233,9 +233,7 @@ def _why(evidence: Evidence) -> Finding:
     found = found[found["estimator"].isin(PAPER)]
     measured = [
         f"{net} after {after:,} steps "
-        + ", ".join(
-            f"{look(r.estimator).label.removeprefix('RAD, ')} {around(r.value, r.half)}" for r in part.itertuples()
-        )
+        + ", ".join(f"{look(r.estimator).short} {around(r.value, r.half)}" for r in part.itertuples())
         for (net, after), part in found.groupby(["net", "steps"], sort=False)
     ]
     parts = [claim.rule.met(Interval.around(row.value, row.half)) for row in found.itertuples()]

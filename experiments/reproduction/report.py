@@ -272,12 +272,13 @@ def _depth(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
 
 
 def _noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
-    _, folder = _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))
+    folder = _other_noise(report, evidence, sweeps)
     evidence.noise, evidence.steps = pd.read_csv(folder / "noise.csv"), pd.read_csv(folder / "steps.csv")
 
 
-def _other_noise(report: _Report, evidence: Evidence, sweeps: list[Sweep]) -> None:
-    _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))  # the paper makes no claim of this net
+def _other_noise(report: _Report, _: Evidence, sweeps: list[Sweep]) -> Path:
+    """Of nets of which there is no claim."""
+    return _study(report, sweeps, GradientNoiseStudy(), ("noise", "steps"))[1]
 
 
 def _table1(report: _Report, evidence: Evidence, plan: Plan) -> None:

@@ -83,7 +83,6 @@ def noise_report(records: pd.DataFrame, meta: Record) -> str:
         meta: Of the run.
     """
     frame = added(records)
-    estimators = list(dict.fromkeys(frame["estimator"]))
     small, everything = [], []
     for (net, phase), part in frame.groupby(["net", "phase"], sort=False):
         at = part[part["budget"] == COMPARED].set_index("estimator", drop=False)
@@ -93,9 +92,8 @@ def noise_report(records: pd.DataFrame, meta: Record) -> str:
         for name in [m for m in (*PAPER, "rad_round") if m in at.index]:
             cells[f"{look(name).label} ÷ smaller batch"] = _ratio(at.loc[name], batch)
         small.append(cells)
-        for name in estimators:
-            rows = part[part["estimator"] == name]
-            cells = {**first, "estimator": look(name).label}
+        for name, rows in part.groupby("estimator", sort=False):
+            cells = {**first, "estimator": look(str(name)).label}
             for row in rows.itertuples():
                 mark = "**" if row.front else ""
                 cells[f"{row.budget:g}"] = f"{mark}{row.added:.3g}{mark} ({row.bytes_ratio:.3f})"
@@ -185,4 +183,4 @@ def _shares(records: pd.DataFrame) -> list[str]:
 
 def short_name(estimator: str) -> str:
     """What a narrow table calls an estimator; the full batch is one there."""
-    return "full batch" if estimator == "full_batch" else look(estimator).label.removeprefix("RAD, ")
+    return "full batch" if estimator == "full_batch" else look(estimator).short
